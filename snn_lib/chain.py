@@ -5,14 +5,13 @@ other, from the :class:`snn_lib.Sequential` that it is or holds.
 """
 
 import copy
+from collections import deque
 from collections.abc import Container, Iterator
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Output, PerStep, Sequential
-from snn_lib.errors import one_line
 from snn_lib.pytorch_private import forward_hooks
 
 REMEDY = (
@@ -26,12 +25,12 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
     """The :class:`snn_lib.Sequential` that a network is, and its name in the network.
 
     A network may also hold one, or a :class:`snn_lib.Chunked` of one, if its ``forward`` hands its
-    input on, without a state, and returns the output as they are. To find out, the ``forward`` of a
-    copy runs once with an input and an output that nothing can be computed with.
+    input on, without a state, and returns the output as they are. To find out, the ``forward`` runs
+    once with an input and an output that nothing can be computed with.
 
     Raises:
-        ValueError: there is not one Sequential, or the ``forward`` does more, or the network cannot
-            be copied. The message says how to make the network a chain.
+        ValueError: there is not one Sequential, or the ``forward`` does more. The message says how
+            to make the network a chain.
     """
     if isinstance(network, Chunked):
         return _within("module", network.module)
@@ -52,8 +51,8 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
     ((name, part),) = parts.items()
     if not _hands_on(network, part):
         raise ValueError(
-            f"{kind.__name__}.forward does more than to hand its input to its Sequential and "
-            f"return what that returns: {REMEDY}"
+            f"{kind.__name__}.forward does more than to hand its input to its Sequential, without "
+            f"a state, and return what that returns: {REMEDY}"
         )
     return _within(name, part)
 
@@ -78,35 +77,6 @@ def layers_of(
         yield name, module, around
 
 
-def copy_of(network: nn.Module, *shared: nn.Module) -> nn.Module:
-    """A copy of a network, of which these parts are the same.
-
-    An output that a module has kept is copied without its gradients, as PyTorch refuses to.
-
-    Raises:
-        ValueError: the network holds what nobody can copy, such as a file.
-    """
-    kept = [one for module in network.modules() for one in vars(module).values()]
-    outputs = [one for value in kept for one in _tensors(value) if not one.is_leaf]
-    known = {id(one): one.detach().clone() for one in outputs} | {id(one): one for one in shared}
-    try:
-        return copy.deepcopy(network, known)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{type(network).__name__} cannot be copied ({one_line(error)}): give the Sequential "
-            "that it holds"
-        ) from None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, and in lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(one)
-
-
 def refuse_hooks(model: nn.Module, consequence: str, but: Container[nn.Module] = ()) -> None:
     """Raises a ValueError that names the first module with hooks, other than these."""
     for name, module in model.named_modules():
@@ -128,10 +98,10 @@ def _hands_on(network: nn.Module, part: nn.Module) -> bool:
     x, reply, given = object(), Output._make([object(), object()]), []
 
     def forward(x: object, state: object = None, lengths: object = None) -> Output:
-        given.append(x if state is None and lengths is None else None)
+        given.append(x if is_at_rest(state) and lengths is None else None)
         return reply
 
-    tried = copy_of(network, part)  # which may keep what it is given
+    tried = _light_copy(network, {part: part})  # which may keep what it is given
     part.forward = forward
     try:
         result = tried.forward(x)
@@ -141,3 +111,26 @@ def _hands_on(network: nn.Module, part: nn.Module) -> bool:
         del part.forward
     output = result if isinstance(result, tuple) else (result,)
     return given == [x] and output in (reply, reply[:1])
+
+
+def is_at_rest(state: object) -> bool:
+    """Whether a chain that is given this state begins a sequence."""
+    parts = state if isinstance(state, (tuple, list)) else [state]
+    return all(part is None for part in parts)
+
+
+def _light_copy(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A module with the values of another one, but with lists and parts of its own.
+
+    ``made`` has the parts that are copied already, or are to be the same.
+    """
+    if module not in made:
+        copied = made[module] = type(module).__new__(type(module))
+        for name, value in vars(module).items():
+            own = isinstance(value, (list, dict, set, deque))
+            vars(copied)[name] = copy.copy(value) if own else value
+        for name, buffer in module._buffers.items():
+            copied._buffers[name] = None if buffer is None else buffer.clone()
+        for name, part in module._modules.items():
+            copied._modules[name] = None if part is None else _light_copy(part, made)
+    return made[module]

@@ -7,11 +7,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from snn_lib.pytorch_private import is_compiled
+from snn_lib.pytorch_private import is_compiled, run_uncompiled
 from snn_lib.recomputing import is_recomputing
 
 
@@ -107,18 +106,34 @@ def noting_inputs(cell: nn.Module) -> Iterator[list[dict[str, Any]]]:
 
 
 def note_input(cell: nn.Module, x: Any, state: Any) -> None:
-    """Notes what the equation of a cell runs on, unless a compiled program runs it."""
-    if not torch.compiler.is_compiling():
-        for inputs in _noted.get(cell, ()):
-            inputs.append({"x": x, "state": state})
+    """Notes what the equation of a cell runs on, if somebody asks for it."""
+    if _noted:
+        _note(cell, x, state)
+
+
+@run_uncompiled
+def _note(cell: nn.Module, x: Any, state: Any) -> None:
+    for inputs in _noted.get(cell, ()):
+        inputs.append({"x": x, "state": state})
 
 
 def state_given(given: dict[str, Any]) -> Any:
-    """The state among the arguments of a layer's call, whatever a user's own forward calls it."""
-    _, *rest = given.items()
-    return next((value for name, value in rest if name != "lengths"), None)
+    """The state among the arguments of a layer's call; in a user's own forward, another tuple."""
+    if "state" in given:
+        return given["state"]
+    _, *others = given.values()
+    return next((value for value in others if isinstance(value, tuple)), None)
 
 
 def bind_call(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a layer's call by name and in order, from what its hook is given."""
-    return inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+    signature, given = inspect.signature(layer.forward), {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            given.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            given.update({f"{name}[{number}]": one for number, one in enumerate(value)})
+        else:
+            given[name] = value
+    return given

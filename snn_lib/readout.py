@@ -239,7 +239,9 @@ def until_clear(
             model, or a part of it, has ``batch_first`` and the model no attribute that says False.
     """
     steps = whole_number(steps, "steps")
-    if isinstance(model, nn.Module) and (part := batch_first_part(model)) is not None:
+    part = "" if getattr(model, "batch_first", False) else None
+    part = batch_first_part(model) if isinstance(model, nn.Module) else part
+    if part is not None:
         raise ValueError(
             f"the model{part and f', in its part {part},'} has batch_first, expected one that "
             "takes (T, B, *features), or that has an attribute batch_first = False"

@@ -1,23 +1,28 @@
 """What the random numbers of a run follow from: its seed, an epoch, and a number in the epoch.
 
-So a run that resumes in the middle of an epoch draws what an undisturbed run draws, and nothing
-draws the numbers of something else. Negative epochs stand for what is no epoch:
+So a run that resumes in the middle of an epoch draws what an undisturbed run draws. Negative epochs
+stand for what is no epoch:
 
     epoch                number                what is drawn
     trained, or EPOCHS   0                     the order of the samples
     the same             1 + batch             what the library's tasks change in a batch
-    the same             -1 - batch            what the loss of a training batch draws
-    the same             MOST_BATCHES + batch  what a user's own ``encode`` draws
-    DATA                 0                     what a task draws as it is set up
+    the same             -1 - batch            what the loss of a training batch draws *
+    the same             MOST_BATCHES + batch  what a user's own ``encode`` draws *
+    DATA                 0                     what a task draws as it is set up *
     DATA                 1 + batch             the damage of patterns, where many kinds are measured
-    LAYERS               0                     what layers draw as the network is built
-    FIRST_WEIGHTS        0                     what ``initialise`` draws
-    EVALUATION           0                     what losses and layers draw in an evaluation
+    LAYERS               0                     what layers draw as the network is built *
+    FIRST_WEIGHTS        0                     what ``initialise`` draws *
+    EVALUATION           0                     what losses and layers draw in an evaluation *
     SPLITS               EPOCHS                what a task draws to make a split
     MADE                 0                     what ``make_batch`` draws, with a seed for each batch
 
-Where each of several processes draws other numbers, its rank is added to the seed. Spikes of images
-are drawn with the next seed, by epoch and batch.
+* from the generators of NumPy and Python. That of PyTorch begins with the seed itself wherever a
+task is set up, a network is built, first weights are found, or a training or a test begins.
+
+A data set of sequences that is read for the first time draws the numbers of epoch 0. Where each of
+several processes draws other numbers, its rank is added to the seed. Spikes of images are drawn
+with the next seed, by epoch and batch. Samples are held out by the seed alone, and simulated
+cameras have a seed of their own.
 """
 
 import random

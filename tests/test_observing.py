@@ -95,6 +95,32 @@ def test_monitors_may_end_in_any_order():
     assert torch.equal(second["0"].spikes, output)
 
 
+class WithGain(SpikingNeuron):
+    def forward(self, x, gain=1.0, state=None, lengths=None):
+        return super().forward(gain * x, state, lengths)
+
+
+class Named(SpikingNeuron):
+    def forward(self, x, **named):
+        named.pop("gain", None)
+        return super().forward(x, **named)
+
+
+@pytest.mark.parametrize("kind", [WithGain, Named])
+def test_other_arguments_are_no_state(kind):
+    model, x = kind(3, 4.0), torch.rand(9, 2, 3)
+    state, lengths = model(x).state, torch.tensor([4, 9])
+    for options in ({"gain": 2.0}, {"state": None}, {"lengths": lengths}):
+        with collect_spikes(model) as spikes:
+            model(x, **options)
+            model(x, **options)
+        assert len(spikes[""]) == 9
+    with collect_spikes(model) as spikes:
+        model(x)
+        model(x, state=state)
+    assert len(spikes[""]) == 18
+
+
 def test_chunks_of_neurons_whose_state_has_another_name_are_one_sequence():
     model, x = Sequential(nn.Linear(4, 3), Noisy(3, 4.0)), torch.rand(9, 2, 4)
     with collect_spikes(model) as spikes:

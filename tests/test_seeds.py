@@ -55,7 +55,7 @@ def test_seeding_a_batch_leaves_other_devices_alone(monkeypatch):
     assert not touched
 
 
-def test_nothing_draws_the_numbers_of_something_else():
+def test_no_two_rows_of_the_table_are_the_same_numbers():
     batches, fixed = range(50), [seeds.DATA, seeds.LAYERS, seeds.FIRST_WEIGHTS, seeds.EVALUATION]
     places = [(epoch, 0) for epoch in fixed]
     places += [(seeds.DATA, 1 + batch) for batch in batches]

@@ -4,17 +4,19 @@
 from its description, and never look at the network itself.
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Recurrent
-from snn_lib.chain import REMEDY, chain_of, copy_of, layers_of, refuse_hooks
+from snn_lib.chain import REMEDY, chain_of, is_at_rest, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
 from snn_lib.containers import PerStep, Sequential, check_module, feature_shape
 from snn_lib.data.preparation import Preparation
@@ -98,7 +100,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     preparation = preparation_of(network)
     if shape is None and preparation is not None:
         shape = preparation.features
-    network = _without_chunks(copy_of(network)).cpu().eval().requires_grad_(False)
+    network = _without_chunks(_copy_of(network)).cpu().eval().requires_grad_(False)
     name, chain = chain_of(network)
     dtype = _dtype_of(chain, name)
     before = _input_shape(chain, name) if shape is None else feature_shape(shape)
@@ -169,8 +171,7 @@ def _run(
 
     def note_chain(chain: nn.Module, given: tuple, named: dict, result: tuple) -> None:
         call = bind_call(chain, given, named)
-        begins = state_given(call) is None
-        handed.append((call["x"] if begins else None, result[0]))
+        handed.append((call["x"] if is_at_rest(state_given(call)) else None, result[0]))
 
     generator = torch.Generator("cpu").manual_seed(0)
     size, number = torch.randn(2, STEPS, 1, *before, **CPU, generator=generator)
@@ -214,6 +215,32 @@ def _by_layer(
         else:
             pairs.append((x.reshape(-1, math.prod(layer.before)).numpy(), y))
     return tuple(pairs)
+
+
+def _copy_of(network: nn.Module) -> nn.Module:
+    """A copy of a network, which may keep an output with its gradients: PyTorch refuses to copy it.
+
+    Raises:
+        ValueError: the network holds what nobody can copy, such as a file.
+    """
+    kept = [one for module in network.modules() for one in vars(module).values()]
+    outputs = [one for value in kept for one in _tensors(value) if not one.is_leaf]
+    try:
+        return copy.deepcopy(network, {id(one): one.detach().clone() for one in outputs})
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{type(network).__name__} cannot be copied ({one_line(error)}): give the Sequential "
+            "that it holds"
+        ) from None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, and in lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
 
 
 def _without_chunks(network: nn.Module) -> nn.Module:

@@ -50,7 +50,8 @@ def run_plainly(
     for t, now in enumerate(inputs.x.unbind()):
         currents.append(now + weigh(fed))
         fed, rows = inputs.program.step(currents[-1], None, rows, coefficients, fire)
-        fed, *rows = (one.expand(now.shape) for one in (fed, *rows))  # perhaps a coefficient
+        if any(one.shape != now.shape for one in (fed, *rows)):  # a coefficient, perhaps
+            fed, *rows = (one.expand(now.shape) for one in (fed, *rows))
         outputs.append(fed)
         ends = _at_end(inputs, t, torch.stack(rows), ends) if rows else ends
     if not outputs:

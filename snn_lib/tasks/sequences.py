@@ -29,7 +29,7 @@ from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequen
 from snn_lib.errors import InputError, SettingsError, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, at_least_float32, within
-from snn_lib.seeds import DATA, batch_generator, batch_seed
+from snn_lib.seeds import batch_generator, batch_seed
 from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
@@ -90,7 +90,7 @@ class SequenceTask(Task):
         }
         self.shapes: list[tuple[int, ...]] = []
         self.held_out = False  # whether the validation part was taken from the training part
-        with batch_seed(config.seed, DATA, 0):  # a data set may draw at random
+        with batch_seed(config.seed, 0, 0):  # a data set may draw at random
             for name, part in self.parts.items():  # all of arrays, the first of a data set
                 for index in range(len(part) if isinstance(part, SequenceDataset) else 1):
                     self.fetch(name, index)
@@ -333,10 +333,12 @@ class SequenceClassification(SequenceTask, Classification):
     def mark_padding(self, batch: Batch) -> Batch:
         """The labels of the padding are -1, if there is one at every step.
 
-        Other targets of a user's own, such as probabilities, are 0 there.
+        Other targets of a user's own are 0 there: several labels, probabilities, true and false.
         """
-        marks = self.targets_are_sequences and not batch.y.is_floating_point()
-        return batch._replace(y=labels_of(batch)) if marks else batch
+        own = batch.y.dim() > 2 or batch.y.is_floating_point() or batch.y.dtype == torch.bool
+        return (
+            batch if own or not self.targets_are_sequences else batch._replace(y=labels_of(batch))
+        )
 
     def read_target(self, target: Tensor) -> Tensor:
         """See :class:`SequenceTask`."""

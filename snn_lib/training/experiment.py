@@ -124,7 +124,8 @@ class Experiment:
         self.run: RunFolder | Any = None  # once it trains
         self.script = ""
         with refusing(f"backend={self.config.backend}: ", InputError), self.backend():
-            self.say(introduction(self.model, self.config, self.device, self.world))
+            line = introduction(self.model, self.config, self.device, self.world)
+        self.say(line)
 
     def train(self, checkpoint: Checkpoint | Path | str | None = None) -> Row:
         """Trains, from the start or from a last checkpoint, and prints a line for each epoch.

@@ -218,6 +218,14 @@ def test_a_network_that_keeps_an_output_with_its_gradients_is_described():
     assert before.requires_grad
 
 
+def test_a_network_that_nobody_can_copy_is_refused_in_a_line():
+    network = Around(Sequential(nn.Linear(4, 2)))
+    with open(__file__) as network.file:
+        with pytest.raises(ValueError, match=r"^Around cannot be copied \(cannot pickle .*: give"):
+            describe(network)
+        assert describe(network.layers).before == (4,)
+
+
 class Starting(Around):
     """Begins with a state of its own."""
 

@@ -123,8 +123,30 @@ def test_what_a_step_returns_of_its_coefficients_is_recorded_of_every_sequence(x
 
 
 class Traced(Noisy):
-    def traces(self, x, before=None):
+    def traces(self, x, *, before=None):
         return tuple(x.new_full(x.shape, number) for number in range(3))
+
+
+class Amplified(SpikingNeuron):
+    def forward(self, x, state=None, gain=3.0):
+        return super().forward(gain * x, state)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_neurons_with_a_forward_of_their_own_are_recorded_in_a_compiled_model(x, compiling):
+    model = Sequential(nn.Linear(6, 5), Amplified(5, 4.0))
+    torch.compiler.reset()
+    run = torch.compile(model, backend="eager") if compiling else model
+    run(x)
+    with Monitor(model) as monitor:
+        output, _ = run(3 * x)
+    assert output.any()
+    assert torch.equal(monitor["1"].spikes, output)
+    with Monitor(model[1]) as monitor:
+        output, _ = model[1](x[..., :5], gain=2.0)
+    assert torch.equal(monitor[""].spikes, output)
+    expected = SpikingNeuron(5, 4.0).traces(2 * x[..., :5])[1]
+    torch.testing.assert_close(monitor[""].membrane, expected)
 
 
 def test_traces_of_a_user_s_own_are_what_is_recorded(x):

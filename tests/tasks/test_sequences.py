@@ -1541,16 +1541,31 @@ def test_steps_with_several_labels_each_are_reported_without_an_accuracy_by_clas
     assert not any("by class" in line for line in task.report(network().eval(), None))
 
 
-def test_several_labels_of_a_step_move_with_it_and_are_zeros_in_the_padding():
+class Likely(SequenceClassification):
+    """Its targets are what a user makes them, such as probabilities of the classes."""
+
+    def read_target(self, target):
+        return target
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool])
+def test_several_labels_of_a_step_move_with_it_and_are_zeros_in_the_padding(dtype):
     x = [torch.rand(length, CHANNELS) for length in (9, 14, 20, 17)] * 4
-    y = [(one > 0.5).float() for one in x]
-    task = prepared(SeveralLabels({"train": (x, y)}, None))
+    y = [(one > 0.5).to(dtype) for one in x]
+    task = prepared(Likely({"train": (x, y)}, None))
     task.config.augmentation.crop = 0.6
     for epoch in range(3):
         for batch in task.batches("train", epoch):
-            assert batch.y.dtype == torch.float32
+            assert batch.y.dtype == dtype
             assert len(batch.lengths.unique()) > 2
-            assert torch.equal(batch.y, (batch.x > 0.5).float())  # zeros in the padding, too
+            assert torch.equal(batch.y, (batch.x > 0.5).to(dtype))  # zeros in the padding, too
+
+
+def test_true_and_false_at_every_step_stay_so():
+    x = [torch.rand(length, CHANNELS) for length in (9, 14)]
+    task = prepared(Likely({"train": (x * 4, [one[:, 0] > 0.5 for one in x] * 4)}, None))
+    batch = next(task.batches("train"))
+    assert torch.equal(batch.y, batch.x[..., 0] > 0.5)
 
 
 class Event(SequenceClassification):
@@ -1572,13 +1587,6 @@ def test_an_event_at_a_step_is_reported_without_an_accuracy_by_class(targets):
     for outputs in (1, CLASSES) if targets.is_floating_point() else (1,):
         model = Sequential(nn.Linear(CHANNELS, outputs)).eval()
         assert not any("by class" in line for line in task.report(model, None))
-
-
-class Likely(SequenceClassification):
-    """Its targets are probabilities of the classes."""
-
-    def read_target(self, target):
-        return target
 
 
 def test_probabilities_of_classes_stay_as_they_are_whatever_else_is_augmented():
