@@ -18,8 +18,8 @@ def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -
     """Reports each call of a layer, until the handle is removed.
 
     ``report`` takes the arguments of the call, by name and in order, and what the layer returned. A
-    call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again, nor is
-    one of a copy of the layer, which has its hooks.
+    call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again. A copy
+    of the layer, which PyTorch gives the same hooks, is not reported.
     """
 
     def hook(caller: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_networks import TAU_M, TAU_S, Operators, parts, ragged_network, spike_trains, two_layers
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
 from snn_lib.chunks import Chunked
@@ -103,6 +104,26 @@ def test_lengths_that_are_not_a_whole_number_for_each_sequence_are_refused(
     x = torch.rand(4, 9, 3) if batch_first else torch.rand(9, 4, 3)
     with pytest.raises(ValueError, match=message):
         Chunked(network, 3)(x, lengths=lengths)
+
+
+class Squashed(nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(x)
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "reset_decay"), (2, "alpha")])
+def test_coefficients_with_a_parametrisation_learn_in_chunks(number, name):
+    x = 3 * torch.randn(9, 3, 4)
+    layers = SpikingNeuron(6, 4.0, train_decay=True), DualExponentialSynapse(6, TAU_M, TAU_S)
+    network = Sequential(nn.Linear(4, 6), *layers, nn.Linear(6, 2))
+    register_parametrization(network[number], name, Squashed())
+    found = []
+    for model in (network, Chunked(network, 4)):
+        network.zero_grad()
+        model(x)[0].sin().sum().backward()
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert all(gradient.any() for gradient in found[0])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_dropout_of_pytorch_is_the_same_when_a_chunk_runs_again():

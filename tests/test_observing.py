@@ -15,6 +15,7 @@ from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.observing import observe, observe_layers
 from snn_lib.penalties import collect_spikes
+from snn_lib.pytorch_private import forward_hooks
 
 
 def test_a_call_is_reported_with_its_arguments_by_name_until_the_handle_is_removed():
@@ -78,6 +79,7 @@ def test_a_copy_is_not_reported_and_is_free_of_what_observes_the_model(kind):
         other(x)
     assert torch.equal(monitor["1"].spikes, found)
     assert torch.equal(monitor["1"].reset[1], 0.25 * found[0])
+    assert not forward_hooks(other[1])
     if kind is SpikingNeuron:
         describe(other)
 

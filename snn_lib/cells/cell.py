@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from snn_lib.containers import Output, StatefulModule, check_module, feature_shape
 from snn_lib.functional import GAUSSIAN, Call, State, check_features, record_cell, run_cells
@@ -74,7 +75,7 @@ class Constrained(StatefulModule):
         if is_transformed() or torch.compiler.is_exporting():
             return
         for name, effective in coefficients.items():
-            own = getattr(self, name)
+            own = self._parameters.get(name)  # which a parametrisation would compute
             # not what functional_call puts in its place
             if isinstance(own, nn.Parameter) and effective is not own:
                 # through .data, or autograd would refuse the backward pass that saved it
@@ -253,6 +254,8 @@ class Cell(Constrained):
             return False
         cells = self, following
         if any(type(cell).forward is not Cell.forward or not cell.coefficients for cell in cells):
+            return False
+        if any(map(is_parametrized, cells)):  # to read a coefficient would compute it
             return False
         tensors = [getattr(cell, name) for cell in cells for name in cell.coefficients]
         first = tensors[0]

@@ -218,7 +218,7 @@ def _by_layer(
 
 
 def _copy_of(network: nn.Module) -> nn.Module:
-    """A copy of a network, which may keep an output with its gradients: PyTorch refuses to copy it.
+    """A copy of a network. An output with gradients that it keeps is copied without them.
 
     Raises:
         ValueError: the network holds what nobody can copy, such as a file.

@@ -74,7 +74,7 @@ class Monitor:
                     f"there is no synapse or neuron layer {name!r}, choose from "
                     f"{', '.join(map(repr, known))}"
                 )
-        self._model, self._layers = model, known if layers is None else layers
+        self._model, self._layers = model, layers
         self.records: dict[str, SynapseRecord | NeuronRecord] = {}
         # In chunks, the run of each record, by its seeds, and the step with which it begins.
         self._begun: dict[str, tuple[Any, int]] = {}
@@ -89,9 +89,9 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         with ExitStack() as contexts:
-            for name in self._layers:
-                layer = self._model.get_submodule(name)
-                if _is_changed(layer):
+            for name, layer in self._model.named_modules():
+                chosen = self._layers is None or name in self._layers
+                if chosen and is_cell(layer) and _is_changed(layer):
                     self._inputs[name] = contexts.enter_context(noting_inputs(layer))
             observing = observe_layers(self._model, is_cell, self._store, self._layers)
             contexts.enter_context(observing)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
+from snn_lib.containers import Readout
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
@@ -241,12 +242,17 @@ def names_in(function: Callable) -> set[str]:
     return names
 
 
-def output_of(model: nn.Module, x: Tensor) -> Tensor:
+def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The output of a model that returns it alone or together with a state.
+
+    Args:
+        model: the model, which is not told the lengths.
+        x: ``(T, B, *features)``.
+        lengths: of the sequences, if they are padded: then a readout within the model is refused.
 
     Raises:
         InputError: the model does not take sequences of these features, or returns no tensor, or
-            nothing from which a next chunk could go on.
+            nothing from which a next chunk could go on; or a readout in it has read the padding.
     """
     try:
         result = model(x)
@@ -266,6 +272,13 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
         isinstance(output, Tensor),
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
+    if lengths is not None and output.shape[:2] != x.shape[:2]:
+        for part in model.modules():
+            require(
+                not isinstance(part, Readout),
+                f"the sequences differ in length, and the {type(part).__name__} in the model is "
+                "not told: leave it out, and give its name to the task as the readout",
+            )
     return output
 
 

@@ -62,7 +62,7 @@ class Classification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that :meth:`metrics` needs."""
-        logits = self.logits(output_of(model, batch.x), batch)
+        logits = self.logits(output_of(model, batch.x, batch.lengths), batch)
         return self.cross_entropy(model, logits, batch.y)
 
     def cross_entropy(
@@ -234,7 +234,7 @@ class CountClassification(Classification):
         The setting ``early_answers`` is the weight of a second term: the mean over all steps of the
         cross-entropy of the counts up to this step.
         """
-        output = output_of(model, batch.x)  # (T, B, classes)
+        output = output_of(model, batch.x, batch.lengths)  # (T, B, classes)
         loss, sums = self.cross_entropy(model, self.logits(output, batch), batch.y)
         weight = self.config.hyperparameters.early_answers
         if model.training and weight:

@@ -282,7 +282,8 @@ class SequenceClassification(SequenceTask, Classification):
         """Mean cross-entropy of all sequences or labelled steps, and the sums of the metrics."""
         if self.readout is not None:
             return super().loss(model, batch)
-        logits, labels = self.logits(output_of(model, batch.x), batch), labels_of(batch)
+        output = output_of(model, batch.x, batch.lengths)
+        logits, labels = self.logits(output, batch), labels_of(batch)
         count = (labels >= 0).sum()
         total = F.cross_entropy(
             logits.flatten(0, 1),
@@ -309,9 +310,11 @@ class SequenceClassification(SequenceTask, Classification):
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
-            output = output_of(model, batch.x)
             # Only the user's loss knows what several labels, shares, or a single output mean.
-            if batch.y.dim() > 2 or batch.y.is_floating_point() or output.shape[-1] < 2:
+            if batch.y.dim() > 2 or batch.y.is_floating_point():
+                return
+            output = output_of(model, batch.x, batch.lengths)
+            if output.shape[-1] < 2:
                 return
             logits, labels = self.logits(output, batch), labels_of(batch)
             classes = logits.shape[2]
@@ -335,10 +338,9 @@ class SequenceClassification(SequenceTask, Classification):
 
         Other targets of a user's own are 0 there: several labels, probabilities, true and false.
         """
-        own = batch.y.dim() > 2 or batch.y.is_floating_point() or batch.y.dtype == torch.bool
-        return (
-            batch if own or not self.targets_are_sequences else batch._replace(y=labels_of(batch))
-        )
+        y = batch.y
+        own = y.dim() > 2 or y.is_floating_point() or y.dtype == torch.bool
+        return batch if own or self.readout is not None else batch._replace(y=labels_of(batch))
 
     def read_target(self, target: Tensor) -> Tensor:
         """See :class:`SequenceTask`."""
@@ -402,7 +404,7 @@ class SequenceRegression(SequenceTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
-        output = self.answer(output_of(model, batch.x), batch)
+        output = self.answer(output_of(model, batch.x, batch.lengths), batch)
         require(
             output.shape == batch.y.shape,
             f"the network says {tuple(output.shape)}, the targets are {tuple(batch.y.shape)}",

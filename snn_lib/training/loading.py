@@ -248,7 +248,7 @@ class TrainedNetwork(nn.Module):
             readout.eval()  # also one that was set after the network was put into evaluation mode
         x, lengths = self.prepare(samples)
         like = next((p for p in self.model.parameters() if p.is_floating_point()), x)
-        output = output_of(self.model, x.to(like.device, like.dtype))
+        output = output_of(self.model, x.to(like.device, like.dtype), lengths)
         if readout == EVERY_STEP:
             answer = output.transpose(0, 1)
         else:

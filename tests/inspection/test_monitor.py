@@ -295,6 +295,18 @@ def test_only_the_layers_that_are_named_are_recorded(model, x):
         monitor[2]
 
 
+def test_layers_may_come_and_go_before_the_context(x):
+    model = Sequential(nn.Linear(6, 5), SpikingNeuron(5, 4.0))
+    monitor = Monitor(model)
+    model[1] = nn.ReLU()
+    model.append(nn.Linear(5, 3))
+    model.append(Noisy(3, 4.0))
+    with monitor:
+        output, _ = model(x)
+    assert set(monitor.records) == {"3"}
+    assert torch.equal(monitor["3"].spikes, output)
+
+
 @pytest.mark.parametrize("name", ["1", "7", ""])
 def test_names_of_other_layers_are_refused(model, name):
     with pytest.raises(ValueError, match=f"no synapse or neuron layer '{name}', choose from '0'"):

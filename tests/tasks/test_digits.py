@@ -86,7 +86,7 @@ def test_early_answers_end_with_each_sequence(config, soft):
     labels, spikes, lengths = torch.tensor([3, 0]), random_spikes(2), torch.tensor([2, LENGTH])
     y = nn.functional.one_hot(labels, 10).float() if soft else labels
     task = task_of(config)
-    loss, _ = task.loss(Answer(spikes).train(), Batch(None, y, lengths))
+    loss, _ = task.loss(Answer(spikes).train(), Batch(spikes, y, lengths))
     counts = [spikes[: step + 1, b].sum(0) for b, end in enumerate(lengths) for step in range(end)]
     early = nn.functional.cross_entropy(
         torch.stack(counts),

@@ -28,7 +28,7 @@ from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron, StatefulM
 from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch, default_dtype
 from snn_lib.data.preparation import SequencePreparation
-from snn_lib.errors import RunError
+from snn_lib.errors import InputError, RunError
 from snn_lib.readout import LeakyIntegrator, Mean
 from snn_lib.seeds import batch_seed
 from snn_lib.settings import ExperimentConfig, Settings, section, setting
@@ -508,6 +508,13 @@ SHORTER = {"train": (torch.rand(12, 5, CHANNELS), [0] * 12, [4, 5] * 6)}
 NOT_TAKEN = "the model does not take batches (T, B, *features) of shape (5, 8, 3): "
 
 
+class AtOnce(nn.Module):
+    """A network that answers once for each sequence."""
+
+    def forward(self, x):
+        return LINEAR(x).mean(0)
+
+
 @pytest.mark.parametrize(
     ("task", "model", "message"),
     [
@@ -521,7 +528,7 @@ NOT_TAKEN = "the model does not take batches (T, B, *features) of shape (5, 8, 3
         (SequenceRegression(OF_NUMBERS, "mean"), LINEAR, "says (8, 1), the targets are (8,)"),
         (
             SequenceClassification(SHORTER, "mean"),
-            lambda x: LINEAR(x).mean(0),
+            AtOnce(),
             "the network's output has the shape (8, 1), expected (T, 8, *): a value at every step",
         ),
     ],
@@ -1559,6 +1566,24 @@ def test_several_labels_of_a_step_move_with_it_and_are_zeros_in_the_padding(dtyp
             assert batch.y.dtype == dtype
             assert len(batch.lengths.unique()) > 2
             assert torch.equal(batch.y, (batch.x > 0.5).to(dtype))  # zeros in the padding, too
+
+
+def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tmp_path):
+    """Alone, a sequence would have another answer than beside a longer one."""
+
+    def build(config):
+        return Sequential(nn.Linear(CHANNELS, CLASSES), Mean())
+
+    y = torch.arange(40) % CLASSES
+    for readout in (lambda output, lengths: output, "mean"):
+        ragged = [torch.rand(5 + number % 3, CHANNELS) for number in range(40)]
+        with pytest.raises(InputError, match="differ in length, and the Mean in the model is not"):
+            trained_once(SequenceClassification({"train": (ragged, y)}, readout), tmp_path, build)
+    task = SequenceClassification({"train": (torch.rand(40, 5, CHANNELS), y)}, lambda out, _: out)
+    network = load(trained_once(task, tmp_path, build).run.best, build)
+    network.readout = task.readout
+    assert network.answer(ragged[:1]).shape == (1, CLASSES)
+    assert "differ in length" in refusal(network.answer, ragged)
 
 
 def test_true_and_false_at_every_step_stay_so():
