@@ -31,6 +31,19 @@ class Threshold(Cell):
         return fire(x), ()
 
 
+class Held(Cell):
+    """A potential that is a coefficient, as is a state after the first step."""
+
+    states = ("reset", "level")
+    coefficients = ("jump", "decay")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (reset, level), (jump, decay) = state, coefficients
+        level = decay * level + x
+        return fire(jump), (jump * 1.0, level - reset)
+
+
 class RenamedInput(SpikingNeuron):
     """A neuron of a user's own, whose input has another name."""
 

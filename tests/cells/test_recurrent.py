@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from definitions import filter_by_hand, fire, gradients, with_channels_last
-from small_networks import Threshold, assert_chunks_and_lengths_change_nothing, parts
+from small_networks import Held, Threshold, assert_chunks_and_lengths_change_nothing, parts
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp
@@ -21,7 +21,6 @@ from snn_lib import (
     SpikingNeuron,
     fire_from_the_start,
 )
-from snn_lib.cells import Cell
 from snn_lib.containers import map_tensors
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
@@ -426,19 +425,6 @@ def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
         return torch.autograd.grad(loss, x, create_graph=again)[0]
 
     torch.testing.assert_close(slope(True), slope(False))
-
-
-class Held(Cell):
-    """After a step, one state is a coefficient."""
-
-    states = ("reset", "level")
-    coefficients = ("jump", "decay")
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        (reset, level), (jump, decay) = state, coefficients
-        level = decay * level + x
-        return fire(level - reset), (jump * 1.0, level)
 
 
 def test_a_state_that_is_a_coefficient_comes_back_alike_at_once_and_by_steps():

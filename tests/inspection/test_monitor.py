@@ -5,11 +5,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from definitions import traces_by_hand
-from small_networks import RenamedInput, Threshold
+from small_networks import Held, RenamedInput, Threshold
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.cells import Cell
 from snn_lib.containers import Output, StatefulModule
 from snn_lib.inspection.monitor import Monitor, as_numpy
 
@@ -96,19 +95,6 @@ def test_neurons_with_a_forward_of_their_own_are_recorded_while_they_train_in_ch
             spikes.sum().backward()  # runs each chunk again
             model[1].forward(x[..., :5])  # without hooks
     assert torch.equal(monitor["1"].spikes, spikes)
-
-
-class Held(Cell):
-    """A state, and the potential of every other step, are a coefficient."""
-
-    states = ("reset", "level")
-    coefficients = ("jump", "decay")
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        (reset, level), (jump, decay) = state, coefficients
-        level = decay * level + x
-        return fire(jump), (jump * 1.0, level - reset)
 
 
 def test_what_a_step_returns_of_its_coefficients_is_recorded_of_every_sequence(x):
