@@ -31,7 +31,7 @@ DOORS = "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"
 FLOORS = {
     "What all stand on": {
         *("errors", "files", "settings", "time_constants", "stability", "rounding"),
-        "pytorch_private",
+        *("pytorch_private", "seeds"),
     },
     "Surrogates and kernels": {"surrogate", "kernels"},
     "Cells and products as functions": {"functional", "products", "recomputing"},

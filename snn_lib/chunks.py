@@ -124,12 +124,12 @@ class Chunked(StatefulModule):
         for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
-            for layer in self.modules() if number and state is None else ():
-                if isinstance(layer, (Constrained, nn.RNNBase)):  # others may have no state
-                    raise UnfitOutputError(
-                        f"{type(self.module).__name__} returned no state, so that its "
-                        f"{type(layer).__name__} would begin anew in each chunk: return the states"
-                    )
+            if number and (forgetful := _forgetful(self.module, state)) is not None:
+                whole, layer = (type(one).__name__ for one in forgetful)
+                raise UnfitOutputError(
+                    f"{whole} returned no state, so that its {layer} would begin anew in each "
+                    "chunk: return the states"
+                )
             padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
             arguments = Chunk(start, count, seeds), part, state, padding
             if torch.is_grad_enabled():
@@ -211,3 +211,15 @@ def _check_module(module: nn.Module) -> None:
             f"{name} has a part with batch_first: give {name} an attribute batch_first that says "
             "whether it takes (B, T, *) itself"
         )
+
+
+def _forgetful(module: nn.Module, state: Any) -> tuple[nn.Module, nn.Module] | None:
+    """A module that returned no state, and a layer in it that has one; or else ``None``."""
+    if isinstance(module, Sequential) and isinstance(state, tuple):
+        found = map(_forgetful, module, state)
+        return next((pair for pair in found if pair is not None), None)
+    if state is not None:
+        return None
+    layers = (one for one in module.modules() if isinstance(one, (Constrained, nn.RNNBase)))
+    layer = next(layers, None)  # others may have no state
+    return None if layer is None else (module, layer)

@@ -89,11 +89,13 @@ def _linear(
     casts = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if casts else weight.dtype
     tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-    if (
-        _are_plain(tensors)
-        and (known or dtype == torch.float32)
-        and (casts or all(tensor.dtype == dtype for tensor in tensors))
-        and decide(lambda: _have_kernels(input, weight, bias, dtype))
+    if decide(
+        lambda: (
+            _are_plain(tensors)
+            and (known or dtype == torch.float32)
+            and (casts or all(tensor.dtype == dtype for tensor in tensors))
+            and _have_kernels(input, weight, bias, dtype)
+        )
     ):
         if input.dim() == 2:  # also where autograd runs over several gradients at once
             return torch.ops.snn.weigh(input, weight.to(dtype), bias)[0]
@@ -203,15 +205,17 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     more if their patches are less than 3 wide. All else is left to PyTorch.
     """
     pads = (padding, padding) if isinstance(padding, int) else padding
-    if (
-        _are_plain([tensor for tensor in (input, weight, bias) if tensor is not None])
-        and not torch.is_autocast_enabled("cpu")
-        and stride in (1, (1, 1))
-        and dilation in (1, (1, 1))
-        and groups == 1
-        and len(pads) == 2  # a word such as "same" is longer
-        and input.is_contiguous(memory_format=torch.channels_last)
-        and decide(lambda: _have_convolutions(input, weight, bias, pads))
+    if decide(
+        lambda: (
+            _are_plain([tensor for tensor in (input, weight, bias) if tensor is not None])
+            and not torch.is_autocast_enabled("cpu")
+            and stride in (1, (1, 1))
+            and dilation in (1, (1, 1))
+            and groups == 1
+            and len(pads) == 2  # a word such as "same" is longer
+            and input.is_contiguous(memory_format=torch.channels_last)
+            and _have_convolutions(input, weight, bias, pads)
+        )
     ):
         return torch.ops.snn.convolve(input, weight, bias, pads, True)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -15,6 +15,7 @@ import torch
 import torch._compile
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree
 
 Function = TypeVar("Function", bound=Any)
@@ -95,6 +96,13 @@ def forward_hooks(module: nn.Module) -> list[Callable]:
     """
     hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
     return [hook for hook in hooks if getattr(hook, "observed", module) is module]
+
+
+def compute_pruned(module: nn.Module | None) -> None:
+    """Computes what is pruned of a module, as its hooks do where it is called."""
+    for hook in () if module is None else module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            hook(module, ())
 
 
 def is_observed(module: nn.Module) -> bool:

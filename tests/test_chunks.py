@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
-from snn_lib.chunks import Chunked
+from snn_lib.chunks import Chunked, UnfitOutputError
 from snn_lib.containers import Output, Sequential, StatefulModule, detach
 from snn_lib.recomputing import current_chunk, is_recomputing
 
@@ -461,6 +461,40 @@ class Doubling(StatefulModule):
 
     def forward(self, x, state=None, lengths=None):
         return Output(2 * x, None)
+
+
+class Residual(StatefulModule):
+    """Adds its input to the output of a layer whose state it forgets."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = DualExponentialSynapse(3, TAU_M, TAU_S)
+
+    def forward(self, x, state=None, lengths=None):
+        return Output(x + self.layer(x).output, None)
+
+
+@pytest.mark.parametrize("around", [[], [nn.Linear(3, 3)], [SpikingNeuron(3, 4.0)]])
+def test_a_part_that_forgets_its_state_is_refused_at_the_second_chunk(around):
+    module = Sequential(*around, Sequential(Residual()), nn.ReLU()) if around else Residual()
+    Chunked(module, 6)(torch.rand(6, 2, 3))
+    with pytest.raises(UnfitOutputError, match=r"Residual returned no state, so that its DualExp"):
+        Chunked(module, 3)(torch.rand(6, 2, 3))
+
+
+class Sub(torch.Tensor):
+    pass
+
+
+def test_tensors_of_a_user_s_own_class_have_the_gradients_of_the_whole_run_in_chunks():
+    layers = nn.Linear(8, 40), SpikingNeuron(40, 4.0), nn.Linear(40, 40), SpikingNeuron(40, 4.0)
+    network, x = Sequential(*layers, nn.Linear(40, 3)), 2 * torch.randn(12, 5, 8)
+    found = []
+    for model, given in ((network, x), (Chunked(network, 5), x.as_subclass(Sub))):
+        network.zero_grad()
+        model(given)[0].sin().sum().backward()
+        found.append([p.grad.as_subclass(torch.Tensor) for p in network.parameters()])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_layer_without_a_state_runs_in_chunks():

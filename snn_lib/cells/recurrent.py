@@ -20,6 +20,7 @@ from snn_lib.containers import (
     part_with_memory,
 )
 from snn_lib.functional import check_entries, run_recurrent
+from snn_lib.pytorch_private import compute_pruned
 
 
 class Recurrent(StatefulModule):
@@ -87,6 +88,8 @@ class Recurrent(StatefulModule):
         fed, before, filtered = state or (None, None, None)
         if filtered is not None and self.synapse is None:
             raise ValueError("a state of the synapse is given, and there is no synapse")
+        for part in (self.neuron, self.synapse):  # whose coefficients the loop reads
+            compute_pruned(part)
         calls = [self.neuron.call(x, before, drops=False)]
         if self.synapse is not None:
             calls.append(self.synapse.call(x, filtered))

@@ -249,6 +249,11 @@ def _try(cell: Part) -> tuple[bool, bool]:
     fired: list[Tensor] = []
 
     def fire(potential: Tensor) -> Tensor:
+        if not isinstance(potential, Tensor):
+            raise ValueError(
+                f"the step of {cell.kind.name} gives fire a {type(potential).__name__}, expected a "
+                "tensor"
+            )
         fired.append((potential > THRESHOLD).to(potential.dtype))
         return fired[-1]
 

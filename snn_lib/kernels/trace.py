@@ -32,9 +32,9 @@ SIGNS = {
 }
 SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
 VIEWS = ("detach", "alias", "view")  # the same values under another name
-READING = (  # what makes Python's numbers of a tensor
+READING = (  # what makes numbers of Python's or NumPy's of a tensor
     *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),
-    *(Tensor.item, Tensor.tolist, torch.is_nonzero),
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, torch.is_nonzero),
 )
 CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "ones": 1.0}
 

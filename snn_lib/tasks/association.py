@@ -242,8 +242,8 @@ class Association(Task):
         """Tests the model on damaged patterns, so many samples of each.
 
         Returns:
-            The metrics. In patterns longer than ``FIRST_STEPS`` also ``late_error``, the error
-            without the first ``FIRST_STEPS``. If the damage removes a part, also
+            The metrics of this class. In patterns longer than ``FIRST_STEPS`` also ``late_error``,
+            the error without the first ``FIRST_STEPS``. If the damage removes a part, also
             ``part_precision``, ``part_recall`` and ``part_f1`` of the spikes in this part, which
             the network can only know by heart.
         """
@@ -254,8 +254,9 @@ class Association(Task):
         for number, labels in enumerate(numbers.split(EVALUATION_BATCH)):
             generator = batch_generator(self.config.seed, DATA, number + 1)
             x, removed = damage_patterns(self.patterns, labels, damage, generator)
-            labels = labels.to(self.device)
-            output, target = output_of(model, x.to(self.device)), self.targets[:, labels]
+            batch = self._encoded(Batch(x, labels), DATA, number)
+            labels, output = batch.y, output_of(model, batch.x)
+            target = self.targets[:, labels]
             difference = self.filter(output - target)[0]
             part = delay_spikes(removed, delay).to(self.device)
             inside = match_spikes(output * part, target * part)
@@ -265,7 +266,7 @@ class Association(Task):
             add_sums(sums, {f"part_{key}": value for key, value in inside.items()})
             add_sums(sums, {f"late_{key}": value.square().sum() for key, value in late.items()})
         totals = read_sums(sums)
-        metrics = self.metrics(totals)
+        metrics = Association.metrics(self, totals)  # one's own may read sums of one's own loss
         if totals["late_power"]:
             metrics["late_error"] = totals["late_loss"] / totals["late_power"]
         if totals["part_target_spikes"]:

@@ -19,7 +19,7 @@ from snn_lib.chunks import UnfitOutputError
 from snn_lib.containers import Readout
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
-from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
+from snn_lib.errors import InputError, RunError, SettingsError, limit_length, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, at_least_float32
 from snn_lib.seeds import EPOCHS, MOST_BATCHES, SPLITS, batch_seed, other_seeds
@@ -146,7 +146,11 @@ class Task:
         """
         if self._is_of_the_user("answer", "logits"):
             return False
-        if self.readout_name == EVERY_STEP or not self._is_of_the_user("loss"):
+        return self.readout_name == EVERY_STEP or self.loss_reads()
+
+    def loss_reads(self) -> bool:
+        """Whether the loss reads the output as this library does, see :meth:`reads_out`."""
+        if not self._is_of_the_user("loss"):
             return True
         names, new = set(), names_in(type(self).loss)
         while new:
@@ -163,15 +167,22 @@ class Task:
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses to test or resume a network whose output or input had another meaning.
 
-        A task adds to it what it finds in its data, such as the names of classes.
+        A task adds to it what it finds in its data.
 
         Raises:
-            InputError: the readout, or the data, is not that of the checkpoint.
+            InputError: the readout, the names of the classes, or the data, is not that of the
+                checkpoint. Earlier versions wrote no names.
         """
         ours, theirs = self.readout_name, checkpoint.get("readout")
         require(
             None in (ours, theirs) or ours == theirs,
             f"the network was trained with the readout {theirs!r}, and the task has {ours!r}",
+        )
+        ours, theirs = [str(name) for name in self.classes], checkpoint.get("classes")
+        require(
+            not (ours and theirs) or ours == theirs,
+            f"the network has learned the classes {limit_length(repr(theirs))}, and the data has "
+            f"{limit_length(repr(ours))}: give it that, or run the network on this by snn_lib.load",
         )
 
     def divided(self) -> int:

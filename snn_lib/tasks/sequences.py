@@ -14,6 +14,7 @@ batch normalisation does in training, reads time backwards, or returns another n
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -168,7 +169,13 @@ class SequenceTask(Task):
                 f"the network's output has the shape {tuple(output.shape)}, expected (T, {count}, "
                 "*): a value at every step, of which the readout makes the answer",
             )
-        return self.readout(output, batch.lengths)
+        answer = self.readout(output, batch.lengths)
+        require(
+            isinstance(answer, Tensor) and answer.dim() > 0,
+            f"the readout returns {shorten(repr(answer), 60, placeholder='...')}, expected a "
+            "tensor (B, *): an answer for each sequence",
+        )
+        return answer
 
     def reads_out(self) -> bool:
         """See :class:`Task`; a subclass may have set another readout, without its name, since."""
@@ -245,9 +252,10 @@ class SequenceClassification(SequenceTask, Classification):
         super().__init__(data, readout, config_class=config_class)
         if isinstance(classes, (str, set, frozenset, dict)):  # in any order, or letters
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
-        self.classes = list(classes)
+        self.classes = list(classes) or list(type(self).classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
-        self.mean_over = "labels" if self.readout is None else "samples"
+        if self.readout is None and self.mean_over == Task.mean_over:
+            self.mean_over = "labels"
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""
@@ -302,7 +310,8 @@ class SequenceClassification(SequenceTask, Classification):
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Reports what every classification does, and the accuracy of the steps of each class."""
         yield from super().report(model, activity)
-        if self.readout is None and (accuracies := [*self._accuracies(model)]):
+        if self.readout is None and self.loss_reads():  # else nobody knows what is right
+            accuracies = self._accuracies(model)
             yield f"accuracy by class: {', '.join(accuracies)}"
 
     @torch.inference_mode()
@@ -310,12 +319,7 @@ class SequenceClassification(SequenceTask, Classification):
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
-            # Only the user's loss knows what several labels, shares, or a single output mean.
-            if batch.y.dim() > 2 or batch.y.is_floating_point():
-                return
             output = output_of(model, batch.x, batch.lengths)
-            if output.shape[-1] < 2:
-                return
             logits, labels = self.logits(output, batch), labels_of(batch)
             classes = logits.shape[2]
             pairs = (labels * classes + logits.argmax(2))[labels >= 0]

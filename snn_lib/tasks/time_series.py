@@ -168,20 +168,14 @@ class TimeSeries(SequenceClassification):
         }
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
-        """See :class:`snn_lib.tasks.base.Task`; earlier versions wrote no classes."""
+        """See :class:`snn_lib.tasks.base.Task`."""
         super().check_data(checkpoint)
-        names, preparation = checkpoint.get("classes"), checkpoint.get("preparation")
-        same = {
-            "classes": names in (None, [], self.classes),
-            "mean and deviation": not isinstance(preparation, dict)
-            or self.preparation.agrees_with(preparation),
-        }
-        for what, agrees in same.items():
-            require(
-                agrees,
-                f"{self.config.dataset} has other {what} than the data that the network has "
-                "learned from: give it that, or run the network on this by snn_lib.load",
-            )
+        preparation = checkpoint.get("preparation")
+        require(
+            not isinstance(preparation, dict) or self.preparation.agrees_with(preparation),
+            f"{self.config.dataset} has another mean and deviation than the data that the network "
+            "has learned from: give it that, or run the network on this by snn_lib.load",
+        )
 
     def sample(self) -> NetworkInput:
         """Training sequences from all over the set, as they are."""

@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp
 from torch.library import opcheck
+from torch.nn.utils import prune
 
 from snn_lib import (
     AdaptiveNeuron,
@@ -425,6 +426,28 @@ def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
         return torch.autograd.grad(loss, x, create_graph=again)[0]
 
     torch.testing.assert_close(slope(True), slope(False))
+
+
+@pytest.mark.parametrize("part", ["neuron", "synapse"])
+def test_coefficients_of_its_parts_may_be_pruned_and_learn_on(part):
+    weights = nn.Sequential(nn.Linear(6, 6))  # by steps
+    neuron = SpikingNeuron(6, 4.0, membrane_filter=True, train_decay=True)
+    layer, x = Recurrent(weights, neuron, LowPassSynapse(6, 3.0)), 2 * torch.rand(9, 3, 6)
+    name = "reset_decay" if part == "neuron" else "alpha"
+    cell = getattr(layer, part)
+    prune.random_unstructured(cell, name, 0.5)
+    original = getattr(cell, f"{name}_orig")
+    gradients = []
+    for _ in range(2):
+        layer.zero_grad()
+        layer(x).output.sum().backward()
+        gradients.append(original.grad.clone())
+    assert torch.equal(*gradients)
+    with torch.no_grad():
+        original.mul_(0.5)
+    found, _ = layer(x)
+    prune.remove(cell, name)
+    torch.testing.assert_close(layer(x).output, found)
 
 
 def test_a_state_that_is_a_coefficient_comes_back_alike_at_once_and_by_steps():

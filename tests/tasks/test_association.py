@@ -11,6 +11,7 @@ import running
 import torch
 from running import ROOT, YAML, Answer, prepared, run_script
 from scipy import signal
+from torch import nn
 
 from associative_memory import SNN
 from snn_lib import DualExponentialSynapse, ResonantSynapse, load
@@ -305,6 +306,37 @@ def _repeat_late(task):
             return torch.cat([torch.zeros(4, *x.shape[1:]), x[:-4]]), ()
 
     return Delay()
+
+
+class Doubled(Association):
+    """Its input is twice the patterns, and its loss has a sum of its own."""
+
+    def encode(self, batch):
+        return batch._replace(x=2 * batch.x)
+
+    def loss(self, model, batch):
+        loss, sums = super().loss(model, batch)
+        return loss, {**sums, "more": 1.0}
+
+    def metrics(self, sums):
+        return {**super().metrics(sums), "more": sums["more"]}
+
+
+def test_a_sweep_gives_the_network_what_it_was_trained_on(config):
+    own, plain = Doubled(), Association()
+    for task in (own, plain):
+        task.setup(config, torch.device("cpu"))
+        task.share(0, 1)
+    model = nn.Linear(plain.patterns.shape[2], plain.patterns.shape[2])
+    doubled = nn.Sequential(Double(), model)
+    cut = single_damage("block_size", 5)
+    found, expected = own.measure(model, cut, 2), plain.measure(doubled, cut, 2)
+    assert found == expected
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
 
 
 def test_sweep_is_written_as_table_and_picture(task, tmp_path):

@@ -1007,14 +1007,72 @@ class Weighted(SequenceClassification):
         return loss, {**sums, "weight": torch.tensor([8.0])}
 
 
+def test_names_of_classes_may_stand_in_the_class_of_a_task():
+    class Named(SequenceClassification):
+        classes = ("a", "b")
+
+    assert Named({}).classes == ["a", "b"]
+    assert Named({}, classes=["c"]).classes == ["c"]
+    assert SequenceClassification({}).classes == []
+    assert SequenceClassification({}, None).mean_over == "labels"
+
+
+@pytest.mark.parametrize("readout", ["mean", None])
+def test_a_network_is_tested_and_resumed_with_the_classes_that_it_has_learned(tmp_path, readout):
+    x, y = torch.rand(20, 5, CHANNELS), torch.arange(20) % CLASSES
+    data, names = {"train": (x, y if readout else y[:, None].expand(20, 5))}, ["a", "b", "c"]
+    best = trained_once(SequenceClassification(data, readout, classes=names), tmp_path).run.best
+    checkpoint = load_checkpoint(best)
+    task = prepared(SequenceClassification(data, readout, classes=names[::-1]))
+    words = refusal(task.check_data, checkpoint)
+    assert words.startswith(f"the network has learned the classes {names}, and the data has ['c'")
+    prepared(SequenceClassification(data, readout)).check_data(checkpoint)  # without names
+
+
+@pytest.mark.parametrize("answer", [torch.tensor(1.0), None, np.zeros((4, 3))])
+def test_a_readout_of_ones_own_that_answers_for_no_sequence_is_refused(tmp_path, answer):
+    task = SequenceClassification({"train": sequences()}, lambda output, lengths: answer)
+    with pytest.raises(InputError, match=r"^the readout returns .*, expected a tensor \(B, \*\)"):
+        trained_once(task, tmp_path)
+
+
+class Forecast(SequenceClassification):
+    """Its network tells the class of a step and a number."""
+
+    def loss(self, model, batch):
+        output = output_of(model, batch.x)
+        loss = F.cross_entropy(output[..., :CLASSES].flatten(0, 1), batch.y.flatten())
+        loss = loss + output[..., CLASSES].square().mean()
+        return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
+
+
+def test_outputs_of_which_only_a_user_s_loss_knows_are_reported_without_an_accuracy_by_class():
+    data = torch.rand(8, 5, CHANNELS), torch.randint(CLASSES, (8, 5))
+    task = prepared(Forecast({"train": data, "test": data}, None, classes=["a", "b", "c"]))
+    model = Sequential(nn.Linear(CHANNELS, CLASSES + 1)).eval()
+    assert not any("by class" in line for line in task.report(model, None))
+
+
 def test_what_the_mean_counts_may_be_a_tensor_with_a_dimension(tmp_path, monkeypatch):
     task = Weighted({"train": sequences()}, "mean")
-    task.mean_over = "weight"
+    assert task.mean_over == "weight"
     trial = trained_once(task, tmp_path)
     trial.world = 2
     monkeypatch.setattr("snn_lib.training.distributed.add", lambda *values: [2 * values[0]])
     loss, _ = trial._training_loss(next(task.batches("train")))
     assert loss.shape == ()
+
+
+def test_a_batch_without_a_label_in_any_process_has_no_loss(tmp_path, monkeypatch):
+    data = torch.rand(16, 5, CHANNELS), torch.full((16, 5), -1)
+    data[1][:, 0] = 0
+    task = SequenceClassification({"train": data}, None)
+    trial = trained_once(task, tmp_path)
+    trial.world = 2
+    monkeypatch.setattr("snn_lib.training.distributed.add", lambda *values: [2 * values[0]])
+    batch = next(task.batches("train"))
+    loss, _ = trial._training_loss(batch._replace(y=torch.full_like(batch.y, -1)))
+    assert loss == 0
 
 
 class Ordered(nn.Module):

@@ -81,6 +81,13 @@ def test_the_widest_filter_and_the_largest_gradient_are_named():
         FiniteCheck(model, CPU).watch(1, 1, number(0.5), number(math.inf))
 
 
+def test_a_filter_whose_coefficients_are_not_finite_has_no_pole_radius():
+    model = Sequential(LowPassSynapse(2, 30.0), LowPassSynapse(2, 3.0))
+    model[1].alpha.data[0, 0] = math.nan
+    with pytest.raises(RunError, match=r"the largest pole radius is 0\.9672, in layer 0\."):
+        FiniteCheck(model, CPU).watch(1, 1, number(0.5), number(math.inf))
+
+
 def test_silent_saturated_and_unstable_layers_are_named_with_their_numbers():
     found = dict(troubled_layers({"a": 0.0, "b": 0.9, "c": 0.99}, {"d": 0.9, "e": 1.2, "f": 1.0}))
     assert list(found) == [

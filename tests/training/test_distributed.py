@@ -230,6 +230,21 @@ def test_torchrun_trains_the_script(tmp_path):
     assert len(re.findall("^best epoch 1: ", finished.out, re.MULTILINE)) == 1
 
 
+def test_buffers_are_shared_however_they_lie_in_memory(monkeypatch):
+    def broadcast(buffer, source):
+        assert buffer.is_contiguous()
+        buffer.fill_(7.0)
+
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "broadcast", broadcast)
+    module = nn.Module()
+    module.register_buffer("turned", torch.zeros(2, 3).t())
+    module.register_buffer("plain", torch.zeros(2))
+    distributed.share_buffers(module)
+    assert module.turned.eq(7).all()
+    assert module.plain.eq(7).all()
+
+
 def test_sums_over_processes_keep_all_digits():
     assert distributed.add(2**24 + 1, 0.1, 2**53 - 1) == [2**24 + 1, 0.1, 2**53 - 1]
 
