@@ -235,7 +235,7 @@ class Association(Task):
             if strength <= limits.get(kind, strength)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(
         self, model: nn.Module, damage: Damage, samples: int = SAMPLES_PER_PATTERN
     ) -> dict[str, float]:

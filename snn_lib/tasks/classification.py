@@ -139,7 +139,7 @@ class Classification(Task):
                 f"{row['operations']:,.0f} synaptic operations"
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stop_early(
         self, model: nn.Module, leads: Sequence[float] = ()
     ) -> tuple[CountedNetwork, list[float], list[dict[str, float]]]:

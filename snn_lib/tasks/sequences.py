@@ -314,7 +314,7 @@ class SequenceClassification(SequenceTask, Classification):
             accuracies = self._accuracies(model)
             yield f"accuracy by class: {', '.join(accuracies)}"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _accuracies(self, model: nn.Module) -> Iterator[str]:
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label

@@ -446,7 +446,7 @@ class Experiment:
         torch.manual_seed(self.config.seed + self.rank)
         return self.evaluate("test")
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not in inference mode, whose tensors a model could not keep
     def evaluate(self, split: str) -> tuple[dict[str, float], Activity]:
         """Runs the model on the ``validation`` or ``test`` split.
 

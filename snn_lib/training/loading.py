@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import reduce
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -227,7 +228,7 @@ class TrainedNetwork(nn.Module):
         """Runs the network and reads its output: ``(samples, *outputs)``, logits of a classifier.
 
         If there is an answer at every step, it is ``(samples, T, *outputs)``; the steps after a
-        sample's own end mean nothing. The network runs on the device and in the dtype of its
+        sample's own end mean nothing. The network runs on the device and in the widest dtype of its
         weights. Random spikes come from PyTorch's generator.
 
         Raises:
@@ -247,12 +248,13 @@ class TrainedNetwork(nn.Module):
         if isinstance(readout, nn.Module):
             readout.eval()  # also one that was set after the network was put into evaluation mode
         x, lengths = self.prepare(samples)
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), x)
-        output = output_of(self.model, x.to(like.device, like.dtype), lengths)
+        like = [p for p in self.model.parameters() if p.is_floating_point()] or [x]
+        dtype = reduce(torch.promote_types, (p.dtype for p in like))
+        output = output_of(self.model, x.to(like[0].device, dtype), lengths)
         if readout == EVERY_STEP:
             answer = output.transpose(0, 1)
         else:
-            answer = readout(output, None if lengths is None else lengths.to(like.device))
+            answer = readout(output, None if lengths is None else lengths.to(like[0].device))
         answer = at_least_float32(answer)
         return answer if self.logit_scale is None else answer * self.logit_scale, lengths
 

@@ -340,8 +340,11 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
         ValueError: the choice is none of ``settings.OptimizerChoice``.
     """
     choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
+    params = list(params)
+    entries = [one["params"] if isinstance(one, dict) else [one] for one in params]
+    is_complex = any(isinstance(p, Tensor) and p.is_complex() for entry in entries for p in entry)
     otherwise = choice == "SGD" or options.get("foreach") or options.get("differentiable")
-    fused = {} if otherwise else {"fused": True}
+    fused = {} if otherwise or is_complex else {"fused": True}
     return getattr(torch.optim, choice)(params, **{**fused, **options})
 
 

@@ -787,6 +787,33 @@ def test_a_file_that_the_user_s_code_cannot_read_is_reported_with_the_line(tmp_p
     assert finished.err.endswith(f"the run failed: no such recording ({__file__}, line {line})\n")
 
 
+class Keeping(SmallSNN):
+    """Keeps tensors that it made in an evaluation, and has a complex weight."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("seen", torch.zeros(()))
+        self.turn = nn.Parameter(torch.ones((), dtype=torch.complex64))
+        self.scales = {}
+
+    def forward(self, x):
+        self.seen = self.seen + x.shape[1]
+        output, *rest = super().forward(x)
+        if output.shape[1:] not in self.scales:
+            self.scales[output.shape[1:]] = torch.ones(output.shape[1:])
+        return output * self.scales[output.shape[1:]] * self.turn.abs(), *rest
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_a_model_may_keep_what_it_has_made_in_an_evaluation(tmp_path, averaging):
+    settings = small(tmp_path, f"hyperparameters.weight_averaging={averaging}")
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), settings)
+    trial = Experiment(Keeping, DigitClassification(), config)
+    trial.evaluate("validation")
+    assert trial.train()["test"]
+    assert trial.model.turn != 1
+
+
 def test_metrics_may_be_numbers_of_numpy(tmp_path):
     class Measured(DigitClassification):
         def metrics(self, sums):

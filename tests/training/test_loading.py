@@ -195,6 +195,20 @@ def test_a_sequence_is_answered_alike_alone_and_beside_a_longer_one(mine):
         torch.testing.assert_close(together[number], alone[0])
 
 
+def test_input_is_not_rounded_to_the_type_of_a_single_parameter(tmp_path):
+    def build(config):
+        first = nn.Identity()
+        first.unused = nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False)
+        return Sequential(first, *build_model(config))
+
+    x = torch.rand(20, 6, 3)
+    task = SequenceClassification({"train": (x, torch.arange(20) % 2)}, "mean")
+    network = snn_lib.load(train(tmp_path, task, build), build)
+    with torch.no_grad():
+        expected = network.model(x.transpose(0, 1))[0].mean(0)
+    torch.testing.assert_close(network.answer(x), expected)
+
+
 def test_one_output_tells_no_classes(tmp_path):
     class Event(SequenceClassification):
         def loss(self, model, batch):
