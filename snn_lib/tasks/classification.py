@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import Chunked
 from snn_lib.data.batches import Batch
+from snn_lib.errors import SettingsError, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
-from snn_lib.readout import READOUTS, at_least_float32, first_lead, within
+from snn_lib.readout import EVERY_STEP, READOUTS, at_least_float32, first_lead, within
 from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, section, setting
 from snn_lib.tasks.base import Task, output_of
 
@@ -93,7 +94,8 @@ class Classification(Task):
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Mean loss and accuracy."""
-        count = max(sums[self.mean_over], 1)  # augmentation may leave an epoch without labels
+        counted = "labels" if self.readout_name == EVERY_STEP else "samples"
+        count = max(sums[counted], 1)  # augmentation may leave an epoch without labels
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
@@ -225,6 +227,13 @@ class CountClassification(Classification):
 
     def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
+        require(
+            not config.hyperparameters.early_answers
+            or not self._is_of_the_user("answer", "logits"),
+            "hyperparameters.early_answers does not know what your own logits or answer make of "
+            "the output: leave it at 0, and add such a term to a loss of your own",
+            SettingsError,
+        )
         super().setup(config, device)
         self.logit_scale = config.hyperparameters.logit_per_spike
 

@@ -259,6 +259,11 @@ class SequenceClassification(SequenceTask, Classification):
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""
+        asked = self.readout is not None or self._is_of_the_user("loss")
+        require(
+            asked or not self._is_of_the_user("cross_entropy"),
+            "with readout=None nobody asks a cross_entropy of your own: put it into a loss",
+        )
         self._labels_seen, self._highest = False, -1  # of this data
         super().setup(config, device)
 

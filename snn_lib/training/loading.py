@@ -123,6 +123,7 @@ def trained_network(
         round_weights(model, bits if bits in WEIGHT_BITS else 0)
     if not prepares:  # it has served build_model
         usage["preparation"] = None
+    model.eval()  # which may be a method of the user's own
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
 

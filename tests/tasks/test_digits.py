@@ -98,6 +98,16 @@ def test_early_answers_end_with_each_sequence(config, soft):
     torch.testing.assert_close(loss, last + early)
 
 
+def test_early_answers_of_which_a_user_s_own_logits_know_are_refused(config):
+    class Pairs(DigitClassification):
+        def logits(self, output, batch):
+            return super().logits(output, batch)
+
+    config.hyperparameters.early_answers = 0.5
+    words = refusal(Pairs().setup, config, torch.device("cpu"))
+    assert words.startswith("hyperparameters.early_answers does not know")
+
+
 def test_early_answers_add_up_low_precision_in_float32(config):
     config.hyperparameters.early_answers, config.hyperparameters.logit_per_spike = 1.0, 0.1
     batch, spikes = Batch(None, torch.tensor([3, 0])), torch.ones(600, 2, 10)

@@ -1063,6 +1063,24 @@ def test_what_the_mean_counts_may_be_a_tensor_with_a_dimension(tmp_path, monkeyp
     assert loss.shape == ()
 
 
+def test_metrics_are_means_over_samples_or_labels_whatever_the_loss_is_a_mean_over():
+    sums = {"samples": 4, "labels": 10, "steps": 50, "loss": 2.0, "correct": 2}
+    for readout, count in (("mean", 4), (None, 10)):
+        task = SequenceClassification({}, readout)
+        task.mean_over = "steps"
+        assert task.metrics(sums) == {"loss": 2.0 / count, "accuracy": 2 / count}
+
+
+def test_a_cross_entropy_of_ones_own_that_nobody_asks_is_refused():
+    class Own(SequenceClassification):
+        def cross_entropy(self, model, logits, targets):
+            return super().cross_entropy(model, logits, targets)
+
+    data = {"train": labelled()}
+    assert "nobody asks a cross_entropy of your own" in refusal(prepared, Own(data, None))
+    prepared(Own({"train": sequences()}, "mean"))
+
+
 def test_a_batch_without_a_label_in_any_process_has_no_loss(tmp_path, monkeypatch):
     data = torch.rand(16, 5, CHANNELS), torch.full((16, 5), -1)
     data[1][:, 0] = 0

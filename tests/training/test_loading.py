@@ -195,11 +195,23 @@ def test_a_sequence_is_answered_alike_alone_and_beside_a_longer_one(mine):
         torch.testing.assert_close(together[number], alone[0])
 
 
+def test_a_model_is_put_into_evaluation_by_its_own_method(mine):
+    class Hard(Sequential):
+        hard = False
+
+        def eval(self):
+            self.hard = True
+            return super().eval()
+
+    network = snn_lib.load(mine[0], lambda config: Hard(*build_model(config)))
+    assert network.model.hard
+
+
 def test_input_is_not_rounded_to_the_type_of_a_single_parameter(tmp_path):
     def build(config):
         first = nn.Identity()
         first.unused = nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False)
-        return Sequential(first, *build_model(config))
+        return Sequential(first, nn.Linear(3, 2))
 
     x = torch.rand(20, 6, 3)
     task = SequenceClassification({"train": (x, torch.arange(20) % 2)}, "mean")
