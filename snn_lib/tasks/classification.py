@@ -227,9 +227,9 @@ class CountClassification(Classification):
 
     def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
+        own = self._is_of_the_user("answer", "logits")
         require(
-            not config.hyperparameters.early_answers
-            or not self._is_of_the_user("answer", "logits"),
+            not (own and config.hyperparameters.early_answers),
             "hyperparameters.early_answers does not know what your own logits or answer make of "
             "the output: leave it at 0, and add such a term to a loss of your own",
             SettingsError,
