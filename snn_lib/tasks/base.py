@@ -283,7 +283,8 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
         isinstance(output, Tensor),
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
-    if lengths is not None and output.shape[:2] != x.shape[:2]:
+    padded = lengths is not None and bool((lengths < len(x)).any())
+    if padded and output.shape[:2] != x.shape[:2]:
         for part in model.modules():
             require(
                 not isinstance(part, Readout),

@@ -94,7 +94,8 @@ class Classification(Task):
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Mean loss and accuracy."""
-        counted = "labels" if self.readout_name == EVERY_STEP else "samples"
+        at_every_step = "labels" if "labels" in sums else self.mean_over
+        counted = at_every_step if self.readout_name == EVERY_STEP else "samples"
         count = max(sums[counted], 1)  # augmentation may leave an epoch without labels
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 

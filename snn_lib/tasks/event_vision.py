@@ -18,7 +18,7 @@ from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
 from snn_lib.errors import SettingsError, require
-from snn_lib.seeds import batch_generator
+from snn_lib.seeds import DATA, batch_generator
 from snn_lib.settings import (
     TRAINING,
     ExperimentConfig,
@@ -155,8 +155,9 @@ class EventVision(CountClassification):
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
         self.split("train")  # which reads it
-        frames, _, chosen = self.parts["train"]
-        return self.preparation.encode(frames[chosen[:SAMPLE]].to(self.device))
+        frames, labels, chosen = self.parts["train"]
+        first = chosen[:SAMPLE]
+        return self._encoded(Batch(frames[first], labels[first]), DATA, 0).x
 
     def _read(self, split: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Reads a split: frames, labels, and the numbers of the recordings that belong to it.

@@ -14,6 +14,7 @@ batch normalisation does in training, reads time backwards, or returns another n
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from textwrap import shorten
 from typing import Any
 
@@ -254,7 +255,8 @@ class SequenceClassification(SequenceTask, Classification):
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
         self.classes = list(classes) or list(type(self).classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
-        if self.readout is None and self.mean_over == Task.mean_over:
+        kinds = takewhile(lambda kind: kind is not SequenceClassification, type(self).__mro__)
+        if self.readout is None and not any("mean_over" in vars(kind) for kind in kinds):
             self.mean_over = "labels"
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:
@@ -315,8 +317,8 @@ class SequenceClassification(SequenceTask, Classification):
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Reports what every classification does, and the accuracy of the steps of each class."""
         yield from super().report(model, activity)
-        if self.readout is None and self.loss_reads():  # else nobody knows what is right
-            accuracies = self._accuracies(model)
+        judged = self.readout is None and self.loss_reads()  # else nobody knows what is right
+        if judged and (accuracies := [*self._accuracies(model)]):
             yield f"accuracy by class: {', '.join(accuracies)}"
 
     @torch.no_grad()
@@ -325,6 +327,9 @@ class SequenceClassification(SequenceTask, Classification):
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
             output = output_of(model, batch.x, batch.lengths)
+            # Only the user's loss knows what several labels, shares, or a single output mean.
+            if batch.y.dim() > 2 or batch.y.is_floating_point() or output.shape[-1] < 2:
+                return
             logits, labels = self.logits(output, batch), labels_of(batch)
             classes = logits.shape[2]
             pairs = (labels * classes + logits.argmax(2))[labels >= 0]
@@ -343,12 +348,11 @@ class SequenceClassification(SequenceTask, Classification):
         return augment_sequences(batch, settings, generator, self.targets_are_sequences)
 
     def mark_padding(self, batch: Batch) -> Batch:
-        """The labels of the padding are -1, if there is one at every step.
+        """The labels of the padding are -1, if there are whole numbers at every step.
 
-        Other targets of a user's own are 0 there: several labels, probabilities, true and false.
+        Other targets of a user's own are 0 there, such as probabilities, or true and false.
         """
-        y = batch.y
-        own = y.dim() > 2 or y.is_floating_point() or y.dtype == torch.bool
+        own = batch.y.is_floating_point() or batch.y.dtype == torch.bool
         return batch if own or self.readout is not None else batch._replace(y=labels_of(batch))
 
     def read_target(self, target: Tensor) -> Tensor:

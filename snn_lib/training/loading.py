@@ -12,10 +12,10 @@ import runpy
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import reduce
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -229,8 +229,8 @@ class TrainedNetwork(nn.Module):
         """Runs the network and reads its output: ``(samples, *outputs)``, logits of a classifier.
 
         If there is an answer at every step, it is ``(samples, T, *outputs)``; the steps after a
-        sample's own end mean nothing. The network runs on the device and in the widest dtype of its
-        weights. Random spikes come from PyTorch's generator.
+        sample's own end mean nothing. The network runs on the device and in the dtype of most of
+        its weights. Random spikes come from PyTorch's generator.
 
         Raises:
             InputError: as :meth:`prepare`; or the checkpoint names no readout, because the network
@@ -250,7 +250,10 @@ class TrainedNetwork(nn.Module):
             readout.eval()  # also one that was set after the network was put into evaluation mode
         x, lengths = self.prepare(samples)
         like = [p for p in self.model.parameters() if p.is_floating_point()] or [x]
-        dtype = reduce(torch.promote_types, (p.dtype for p in like))
+        sizes = Counter({p.dtype: 0 for p in like})
+        for parameter in like:
+            sizes[parameter.dtype] += parameter.numel()
+        ((dtype, _),) = sizes.most_common(1)
         output = output_of(self.model, x.to(like[0].device, dtype), lengths)
         if readout == EVERY_STEP:
             answer = output.transpose(0, 1)

@@ -29,7 +29,7 @@ from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch, default_dtype
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import InputError, RunError
-from snn_lib.readout import LeakyIntegrator, Mean
+from snn_lib.readout import LeakyIntegrator, Mean, within
 from snn_lib.seeds import batch_seed
 from snn_lib.settings import ExperimentConfig, Settings, section, setting
 from snn_lib.tasks import (
@@ -1015,6 +1015,8 @@ def test_names_of_classes_may_stand_in_the_class_of_a_task():
     assert Named({}, classes=["c"]).classes == ["c"]
     assert SequenceClassification({}).classes == []
     assert SequenceClassification({}, None).mean_over == "labels"
+    Named.mean_over = "samples"
+    assert Named({}, None).mean_over == "samples"
 
 
 @pytest.mark.parametrize("readout", ["mean", None])
@@ -1069,6 +1071,8 @@ def test_metrics_are_means_over_samples_or_labels_whatever_the_loss_is_a_mean_ov
         task = SequenceClassification({}, readout)
         task.mean_over = "steps"
         assert task.metrics(sums) == {"loss": 2.0 / count, "accuracy": 2 / count}
+    del sums["labels"]  # which a loss of one's own need not count
+    assert task.metrics(sums) == {"loss": 2.0 / 50, "accuracy": 2 / 50}
 
 
 def test_a_cross_entropy_of_ones_own_that_nobody_asks_is_refused():
@@ -1632,16 +1636,19 @@ class Likely(SequenceClassification):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool])
-def test_several_labels_of_a_step_move_with_it_and_are_zeros_in_the_padding(dtype):
+def test_several_labels_of_a_step_move_with_it_and_whole_numbers_are_marked_in_the_padding(dtype):
+    marked = dtype in (torch.int64, torch.uint8)
     x = [torch.rand(length, CHANNELS) for length in (9, 14, 20, 17)] * 4
     y = [(one > 0.5).to(dtype) for one in x]
     task = prepared(Likely({"train": (x, y)}, None))
     task.config.augmentation.crop = 0.6
     for epoch in range(3):
         for batch in task.batches("train", epoch):
-            assert batch.y.dtype == dtype
+            assert batch.y.dtype == (torch.int64 if marked else dtype)
             assert len(batch.lengths.unique()) > 2
-            assert torch.equal(batch.y, (batch.x > 0.5).to(dtype))  # zeros in the padding, too
+            own = within(batch.x, batch.lengths)
+            expected = (batch.x > 0.5).to(batch.y.dtype)
+            assert torch.equal(batch.y, expected.masked_fill(~own, -1 if marked else 0))
 
 
 def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tmp_path):
@@ -1657,6 +1664,9 @@ def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tm
             trained_once(SequenceClassification({"train": (ragged, y)}, readout), tmp_path, build)
     task = SequenceClassification({"train": (torch.rand(40, 5, CHANNELS), y)}, lambda out, _: out)
     network = load(trained_once(task, tmp_path, build).run.best, build)
+    settings = settings_of(task := SequenceClassification(task.data, task.readout), tmp_path)
+    settings.augmentation.noise = 0.1  # which gives all of them lengths, of all steps
+    Experiment(build, task, settings).train()
     network.readout = task.readout
     assert network.answer(ragged[:1]).shape == (1, CLASSES)
     assert "differ in length" in refusal(network.answer, ragged)
@@ -1681,10 +1691,18 @@ class Event(SequenceClassification):
         return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
 
 
+class AnsweredEvent(Event):
+    """The same, by the answer."""
+
+    def loss(self, model, batch):
+        return super().loss(lambda x: self.answer(output_of(model, x), batch), batch)
+
+
+@pytest.mark.parametrize("kind", [Event, AnsweredEvent])
 @pytest.mark.parametrize("targets", [torch.randint(2, (12, 9)), torch.rand(12, 9)])
-def test_an_event_at_a_step_is_reported_without_an_accuracy_by_class(targets):
+def test_an_event_at_a_step_is_reported_without_an_accuracy_by_class(targets, kind):
     data = torch.rand(12, 9, CHANNELS), targets
-    task = prepared(Event({"train": data, "test": data}, None))
+    task = prepared(kind({"train": data, "test": data}, None))
     for outputs in (1, CLASSES) if targets.is_floating_point() else (1,):
         model = Sequential(nn.Linear(CHANNELS, outputs)).eval()
         assert not any("by class" in line for line in task.report(model, None))

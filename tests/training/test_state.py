@@ -301,3 +301,14 @@ def test_what_decides_the_validation_is_neither_where_nor_how_a_network_is_train
     assert decisive <= found
     assert not others & found
     assert not found & {f"hyperparameters.{name}" for name in ("epoch", "batch_size", "chunk")}
+
+
+@pytest.mark.parametrize("kind", [iter, list, dict.fromkeys, torch.nn.ParameterList])
+def test_groups_of_parameters_are_learned_in_any_form(kind):
+    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(()))]
+    group = get_optimizer(
+        [{"params": kind(weights)}, {"params": torch.nn.Parameter(torch.ones(()))}], DigitConfig()
+    )
+    assert [len(one["params"]) for one in group.param_groups] == [2, 1]
+    named = get_optimizer([(str(n), w) for n, w in enumerate(weights)], DigitConfig())
+    assert len(named.param_groups[0]["params"]) == 2
