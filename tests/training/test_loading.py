@@ -212,7 +212,7 @@ def test_input_is_not_rounded_to_the_type_of_a_single_parameter(tmp_path):
         first = nn.Identity()
         first.unused = nn.Parameter(torch.ones(3, dtype=torch.bfloat16), requires_grad=False)
         first.scale = nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
-        first.turn = nn.Parameter(torch.ones(3, dtype=torch.complex64), requires_grad=False)
+        first.turn = nn.Parameter(torch.ones(99, dtype=torch.complex64), requires_grad=False)
         return Sequential(first, nn.Linear(3, 2))
 
     x = torch.rand(20, 6, 3)
