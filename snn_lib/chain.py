@@ -101,9 +101,9 @@ def _hands_on(network: nn.Module, part: nn.Module) -> bool:
         given.append(x if is_at_rest(state) and lengths is None else None)
         return reply
 
-    tried = _light_copy(network, {part: part})  # which may keep what it is given
     part.forward = forward
     try:
+        tried = _light_copy(network, {part: part})  # which may keep what it is given
         result = tried.forward(x)
     except Exception:  # whatever a user's forward raises that computes with what is no tensor
         return False

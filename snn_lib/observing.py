@@ -107,13 +107,13 @@ def noting_inputs(cell: nn.Module) -> Iterator[list[dict[str, Any]]]:
 
 def note_input(cell: nn.Module, x: Any, state: Any) -> None:
     """Notes what the equation of a cell runs on, if somebody asks for it."""
-    if _noted:
+    if cell in _noted:
         _note(cell, x, state)
 
 
 @run_uncompiled
 def _note(cell: nn.Module, x: Any, state: Any) -> None:
-    for inputs in _noted.get(cell, ()):
+    for inputs in _noted[cell]:
         inputs.append({"x": x, "state": state})
 
 

@@ -126,6 +126,19 @@ def test_a_network_may_hold_what_nobody_can_copy():
         assert chain_of(network)[1] is network.layers
 
 
+class Demanding(dict):
+    def __copy__(self):
+        raise TypeError
+
+
+def test_a_network_that_cannot_be_tried_is_refused_in_a_line():
+    network = Around(rewrapped)
+    network.table = Demanding()
+    with pytest.raises(ValueError, match=r"Around.forward does more than"):
+        chain_of(network)
+    assert "forward" not in vars(network.layers)
+
+
 class Backwards(Sequential):
     def forward(self, x, state=None, lengths=None):
         return super().forward(x.flip(0), state, lengths)

@@ -1,5 +1,6 @@
 """Records what happens inside a model: PSPs, membrane potentials, resets and spikes."""
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell
-from snn_lib.observing import noting_inputs, observe_layers
+from snn_lib.observing import noting_inputs, observe_layers, state_given
 from snn_lib.recomputing import current_chunk
 
 
@@ -139,9 +140,11 @@ def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
-    (_, x), *rest = given.items()  # whatever a user's own forward calls its input
-    rest = {name: value for name, value in rest if name != "lengths"}
-    return NeuronRecord(*layer.traces(x, **rest))  # padding is recorded like the rest
+    (_, x), *others = given.items()  # whatever a user's own forward calls its input
+    known = inspect.signature(layer.traces).parameters
+    named = {"state": state_given(given), **dict(others)}
+    named = {name: value for name, value in named.items() if name in known}
+    return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest
 
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:

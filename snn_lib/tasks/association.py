@@ -242,7 +242,7 @@ class Association(Task):
         """Tests the model on damaged patterns, so many samples of each.
 
         Returns:
-            The metrics of this class. In patterns longer than ``FIRST_STEPS`` also ``late_error``,
+            The metrics. In patterns longer than ``FIRST_STEPS`` also ``late_error``,
             the error without the first ``FIRST_STEPS``. If the damage removes a part, also
             ``part_precision``, ``part_recall`` and ``part_f1`` of the spikes in this part, which
             the network can only know by heart.
@@ -266,7 +266,9 @@ class Association(Task):
             add_sums(sums, {f"part_{key}": value for key, value in inside.items()})
             add_sums(sums, {f"late_{key}": value.square().sum() for key, value in late.items()})
         totals = read_sums(sums)
-        metrics = Association.metrics(self, totals)  # one's own may read sums of one's own loss
+        # Metrics of a user's own may read sums of the user's own loss, which nobody asks here.
+        own = self._is_of_the_user("loss") and not self._is_of_the_user("compare")
+        metrics = Association.metrics(self, totals) if own else self.metrics(totals)
         if totals["late_power"]:
             metrics["late_error"] = totals["late_loss"] / totals["late_power"]
         if totals["part_target_spikes"]:

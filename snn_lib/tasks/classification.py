@@ -228,7 +228,7 @@ class CountClassification(Classification):
 
     def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
-        own = self._is_of_the_user("answer", "logits")
+        own = self._is_of_the_user("answer", "logits") and not self._is_of_the_user("loss")
         require(
             not (own and config.hyperparameters.early_answers),
             "hyperparameters.early_answers does not know what your own logits or answer make of "

@@ -12,7 +12,6 @@ import runpy
 import sys
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -229,8 +228,8 @@ class TrainedNetwork(nn.Module):
         """Runs the network and reads its output: ``(samples, *outputs)``, logits of a classifier.
 
         If there is an answer at every step, it is ``(samples, T, *outputs)``; the steps after a
-        sample's own end mean nothing. The network runs on the device and in the dtype of most of
-        its weights. Random spikes come from PyTorch's generator.
+        sample's own end mean nothing. The network runs on the device of its weights, and on input
+        of their dtype if they have one. Random spikes come from PyTorch's generator.
 
         Raises:
             InputError: as :meth:`prepare`; or the checkpoint names no readout, because the network
@@ -250,10 +249,8 @@ class TrainedNetwork(nn.Module):
             readout.eval()  # also one that was set after the network was put into evaluation mode
         x, lengths = self.prepare(samples)
         like = [p for p in self.model.parameters() if p.is_floating_point()] or [x]
-        sizes = Counter({p.dtype: 0 for p in like})
-        for parameter in like:
-            sizes[parameter.dtype] += parameter.numel()
-        ((dtype, _),) = sizes.most_common(1)
+        dtypes = {p.dtype for p in like}
+        dtype = like[0].dtype if len(dtypes) == 1 else x.dtype  # which is that of the training
         output = output_of(self.model, x.to(like[0].device, dtype), lengths)
         if readout == EVERY_STEP:
             answer = output.transpose(0, 1)

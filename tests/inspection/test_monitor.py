@@ -1,5 +1,6 @@
 """What the monitor records of synapses and neurons, against their equations step by step."""
 
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -141,6 +142,32 @@ def test_traces_of_a_user_s_own_are_what_is_recorded(x):
         _, state = model(x)
         model(x, state)
     assert [part.unique().item() for part in vars(monitor["1"]).values()] == [0, 1, 2]
+
+
+class TracedByState(SpikingNeuron):
+    def forward(self, x, hidden=None, gain=1.0):
+        return super().forward(gain * x, hidden)
+
+    def traces(self, x, state=None):
+        return super().traces(x, state)
+
+
+def test_traces_are_given_the_state_by_its_name_and_what_else_they_know(x):
+    model = TracedByState(6, 4.0)
+    _, state = model(2 * x[:9])
+    with Monitor(model) as monitor:
+        output, _ = model(2 * x[9:], state, gain=1.0)
+    assert output.any()
+    assert torch.equal(monitor[""].spikes, output)
+
+
+def test_a_monitored_neuron_lets_other_models_compile(x):
+    torch.compiler.reset()
+    with Monitor(TracedByState(6, 4.0)) as monitor, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing is seen of it
+        other = torch.compile(SpikingNeuron(6, 4.0), backend="eager", fullgraph=True)
+        assert other(x).output.shape == x.shape
+        monitor._model(x)
 
 
 class InHalves(SpikingNeuron):

@@ -334,6 +334,18 @@ def test_a_sweep_gives_the_network_what_it_was_trained_on(config):
     assert found == expected
 
 
+class Counting(Doubled):
+    def compare(self, output, difference, labels):
+        return {**super().compare(output, difference, labels), "more": output.sum()}
+
+
+def test_metrics_of_ones_own_read_the_sums_of_ones_own_comparison(config):
+    task = Counting()
+    task.setup(config, torch.device("cpu"))
+    width = task.patterns.shape[2]
+    assert "more" in task.measure(nn.Linear(width, width), single_damage("block_size", 5), 2)
+
+
 class Double(nn.Module):
     def forward(self, x):
         return 2 * x
