@@ -163,7 +163,7 @@ def test_traces_are_given_the_state_by_its_name_and_what_else_they_know(x):
 
 def test_a_monitored_neuron_lets_other_models_compile(x):
     torch.compiler.reset()
-    with Monitor(TracedByState(6, 4.0)) as monitor, warnings.catch_warnings():
+    with Monitor(Noisy(6, 4.0)) as monitor, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing is seen of it
         other = torch.compile(SpikingNeuron(6, 4.0), backend="eager", fullgraph=True)
         assert other(x).output.shape == x.shape
