@@ -128,7 +128,7 @@ class Chunked(StatefulModule):
                 whole, layer = (type(one).__name__ for one in forgetful)
                 raise UnfitOutputError(
                     f"{whole} returned no state, so that its {layer} would begin anew in each "
-                    "chunk: return the states"
+                    "chunk: return the states, or () if there is nothing to remember"
                 )
             padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
             arguments = Chunk(start, count, seeds), part, state, padding
@@ -143,9 +143,9 @@ class Chunked(StatefulModule):
         self, chunk: Chunk, x: Any, state: Any, padding: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
         given, before = list(map(version, tensors_in((x, state)))), self._versions()
-        given += [part.training for part in self.modules()]
         if chunk.runs and (
-            chunk.given != given or any(before.get(key) != v for key, v in chunk.read.items())
+            chunk.given != (given, self._modes())
+            or any(before.get(key) != v for key, v in chunk.read.items())
         ):
             raise RuntimeError(
                 "Chunked runs each chunk again in the backward pass, and finds parameters, "
@@ -156,7 +156,7 @@ class Chunked(StatefulModule):
         if chunk.runs == 1:
             # What the module itself changes as it runs is no change that somebody else made.
             unchanged = {key: v for key, v in self._versions().items() if before.get(key) == v}
-            chunk.given, chunk.read = given, unchanged
+            chunk.given, chunk.read = (given, self._modes()), unchanged
         if not (isinstance(result, tuple) and len(result) == 2):
             raise UnfitOutputError(
                 f"{type(self.module).__name__} returned {type(result).__name__}, expected "
@@ -168,6 +168,9 @@ class Chunked(StatefulModule):
                 "expected a tensor, which can be joined along time"
             )
         return result
+
+    def _modes(self) -> list[bool]:
+        return [part.training for part in self.modules()]
 
     def _versions(self) -> dict[int, int]:
         """The version of each parameter and buffer, by the identity of the tensor.

@@ -34,7 +34,7 @@ class WriteError(RunError):
     """A file cannot be written, whatever the settings are."""
 
 
-def require(condition: bool, message: str, error: type[InputError] = InputError) -> None:
+def require(condition: bool, message: str, error: type[Exception] = InputError) -> None:
     """Raises ``error`` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise error(message)

@@ -41,7 +41,8 @@ class Chunk:
             and whether the chunk drew the key itself.
         place: how many seeds the current run has used.
         decisions: what :func:`decide` was told in the first run; the current one has made so many.
-        given: the versions of the sequences and states that it was given.
+        given: the versions of the sequences and states that it was given, and the modes of the
+            module's parts after its first run.
         read: the versions of the parameters and buffers that it read.
     """
 
@@ -53,7 +54,7 @@ class Chunk:
     place: int = 0
     decisions: list[bool] = field(default_factory=list)
     decided: int = 0
-    given: list[int] = field(default_factory=list)
+    given: tuple[list[int], list[bool]] | None = None
     read: dict[int, int] = field(default_factory=dict)
 
     @contextmanager

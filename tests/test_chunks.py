@@ -106,6 +106,29 @@ def test_lengths_that_are_not_a_whole_number_for_each_sequence_are_refused(
         Chunked(network, 3)(x, lengths=lengths)
 
 
+class Fixed(StatefulModule):
+    """A part of it stays in evaluation mode, whatever it is put into."""
+
+    def __init__(self):
+        super().__init__()
+        self.front, self.layer = nn.Linear(3, 3), DualExponentialSynapse(3, TAU_M, TAU_S)
+
+    def forward(self, x, state=None, lengths=None):
+        self.front.eval()
+        return self.layer(self.front(x), state)
+
+
+def test_a_module_may_put_a_part_of_it_into_evaluation_mode_as_it_runs():
+    module, x = Fixed(), torch.rand(6, 2, 3)
+    found = []
+    for model in (module, Chunked(module, 2)):
+        module.train()
+        module.zero_grad()
+        model(x)[0].square().sum().backward()
+        found.append(module.front.weight.grad.clone())
+    torch.testing.assert_close(*found)
+
+
 class Squashed(nn.Module):
     def forward(self, x):
         return torch.sigmoid(x)

@@ -283,8 +283,8 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
         isinstance(output, Tensor),
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
-    padded = lengths is not None and bool((lengths < len(x)).any())
-    if padded and output.shape[:2] != x.shape[:2]:
+    # The shapes come first, as a look at numbers on a device waits for it.
+    if lengths is not None and output.shape[:2] != x.shape[:2] and (lengths < len(x)).any():
         for part in model.modules():
             require(
                 not isinstance(part, Readout),

@@ -13,7 +13,7 @@ from snn_lib.data.batches import Batch
 from snn_lib.errors import SettingsError, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
-from snn_lib.readout import EVERY_STEP, READOUTS, at_least_float32, first_lead, within
+from snn_lib.readout import READOUTS, at_least_float32, first_lead, within
 from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, section, setting
 from snn_lib.tasks.base import Task, output_of
 
@@ -93,10 +93,8 @@ class Classification(Task):
         return smoothing if model.training else 0.0
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Mean loss and accuracy."""
-        at_every_step = "labels" if "labels" in sums else self.mean_over
-        counted = at_every_step if self.readout_name == EVERY_STEP else "samples"
-        count = max(sums[counted], 1)  # augmentation may leave an epoch without labels
+        """Mean loss and accuracy, over what ``mean_over`` counts."""
+        count = max(sums[self.mean_over], 1)  # augmentation may leave an epoch without labels
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:

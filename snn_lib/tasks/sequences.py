@@ -74,7 +74,7 @@ class SequenceTask(Task):
     def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
         super().setup(config, device)
-        self.preparation = None  # unless the function of the data makes one
+        self.preparation = type(self).preparation  # unless the function of the data makes one
         parts = self.read(config)
         require(
             isinstance(parts, Mapping),
@@ -253,7 +253,7 @@ class SequenceClassification(SequenceTask, Classification):
         super().__init__(data, readout, config_class=config_class)
         if isinstance(classes, (str, set, frozenset, dict)):  # in any order, or letters
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
-        self.classes = list(classes) or list(type(self).classes)
+        self.classes = list(classes) or list(self.classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
         kinds = takewhile(lambda kind: kind is not SequenceClassification, type(self).__mro__)
         if self.readout is None and not any("mean_over" in vars(kind) for kind in kinds):
@@ -326,9 +326,11 @@ class SequenceClassification(SequenceTask, Classification):
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
-            output = output_of(model, batch.x, batch.lengths)
             # Only the user's loss knows what several labels, shares, or a single output mean.
-            if batch.y.dim() > 2 or batch.y.is_floating_point() or output.shape[-1] < 2:
+            if batch.y.dim() > 2 or batch.y.is_floating_point():
+                return
+            output = output_of(model, batch.x, batch.lengths)
+            if output.shape[-1] < 2:
                 return
             logits, labels = self.logits(output, batch), labels_of(batch)
             classes = logits.shape[2]

@@ -255,6 +255,7 @@ class Experiment:
         """Calls ``initialise``, on all the data in every process, and returns what it returns."""
         seeded = batch_seed(self.config.seed, FIRST_WEIGHTS, 0)
         trained = [parameter.requires_grad for parameter in self.model.parameters()]
+        shapes = self._shapes()
         with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_settings():
             torch.manual_seed(self.config.seed)  # as in earlier versions, whose numbers repeat
             found = self.initialise(self.model, self.task) if self.initialise else None
@@ -263,7 +264,17 @@ class Experiment:
             "initialise changes which parameters are trained (requires_grad), but is not called "
             "when a run is resumed: do so in build_model",
         )
+        require(
+            shapes == self._shapes(),
+            "initialise changes the layers and not only their weights, but is not called when a "
+            "run is resumed or tested: do so in build_model",
+            RunError,  # as nobody can put the weights back
+        )
         return found
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        kept = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: tensor.shape for name, tensor in kept}
 
     def _made_by(self) -> Row:
         """What decides the numbers of a run, and how its network is used."""

@@ -1007,6 +1007,21 @@ class Weighted(SequenceClassification):
         return loss, {**sums, "weight": torch.tensor([8.0])}
 
 
+class Twice(SequencePreparation):
+    def encode(self, given):
+        return 2 * super().encode(given)
+
+
+def test_a_preparation_may_stand_in_the_class_of_a_task():
+    class Prepared(SequenceClassification):
+        preparation = Twice([CHANNELS])
+
+    data = {"train": (torch.rand(16, 5, CHANNELS), torch.arange(16) % CLASSES)}
+    plain, own = (prepared(kind(data, "mean")) for kind in (SequenceClassification, Prepared))
+    first, second = (next(task.batches("train")) for task in (plain, own))
+    assert torch.equal(second.x, 2 * first.x)
+
+
 def test_names_of_classes_may_stand_in_the_class_of_a_task():
     class Named(SequenceClassification):
         classes = ("a", "b")
@@ -1065,14 +1080,14 @@ def test_what_the_mean_counts_may_be_a_tensor_with_a_dimension(tmp_path, monkeyp
     assert loss.shape == ()
 
 
-def test_metrics_are_means_over_samples_or_labels_whatever_the_loss_is_a_mean_over():
+def test_metrics_are_means_over_what_the_loss_is_a_mean_over():
     sums = {"samples": 4, "labels": 10, "steps": 50, "loss": 2.0, "correct": 2}
-    for readout, count in (("mean", 4), (None, 10)):
+    counted = ("mean", "samples", 4), (None, "labels", 10), (None, "steps", 50)
+    for readout, named, count in counted:
         task = SequenceClassification({}, readout)
-        task.mean_over = "steps"
+        assert named in (task.mean_over, "steps")
+        task.mean_over = named
         assert task.metrics(sums) == {"loss": 2.0 / count, "accuracy": 2 / count}
-    del sums["labels"]  # which a loss of one's own need not count
-    assert task.metrics(sums) == {"loss": 2.0 / 50, "accuracy": 2 / 50}
 
 
 def test_a_cross_entropy_of_ones_own_that_nobody_asks_is_refused():

@@ -9,8 +9,9 @@ from recorded import qtdb_files, some_beats
 from refusing import refusal
 from running import ROOT, SCRIPTS, SmallSNN, load, the_run, tiny, train
 from torch import nn
+from torch.nn.utils import prune
 
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, RunError
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed, experiment
 from snn_lib.training.config import load_config
@@ -116,3 +117,10 @@ def test_what_is_trained_is_decided_where_a_resumed_run_finds_it_again(tmp_path)
     config = load_config(DigitConfig, None, [f"runs_path={tmp_path}", *tiny(tmp_path)])
     trial = Experiment(SmallSNN, DigitClassification(), config, freeze)
     assert "initialise changes which parameters are trained" in refusal(trial.train)
+
+    def replace(model, task):
+        prune.identity(next(one for one in model.modules() if isinstance(one, nn.Linear)), "weight")
+
+    trial = Experiment(SmallSNN, DigitClassification(), config, replace)
+    with pytest.raises(RunError, match="initialise changes the layers and not only their weights"):
+        trial.train()
