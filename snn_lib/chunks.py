@@ -49,9 +49,11 @@ class Chunked(StatefulModule):
 
     The module's forward hooks see every chunk, and see it again in the backward pass, when
     :func:`snn_lib.recomputing.is_recomputing` is true. Whatever else the module changes as it runs,
-    such as the averages of ``nn.BatchNorm1d``, it changes twice. To compile it, compile the module
-    inside: ``Chunked(torch.compile(module), steps)``. Its dropout is then drawn anew for every
-    chunk, and ``is_recomputing`` is never true inside it.
+    such as the averages of ``nn.BatchNorm1d``, it changes twice. If it computes with what it
+    changes, as spectral normalisation does, its gradients are not those of the whole run.
+
+    To compile it, compile the module inside: ``Chunked(torch.compile(module), steps)``. Its dropout
+    is then drawn anew for every chunk, and ``is_recomputing`` is never true inside it.
 
     Args:
         module: ``(x, state) -> (output, state)``: a layer, a :class:`snn_lib.Sequential`, an
