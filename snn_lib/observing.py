@@ -117,10 +117,10 @@ def _note(cell: nn.Module, x: Any, state: Any) -> None:
         inputs.append({"x": x, "state": state})
 
 
-def state_given(given: dict[str, Any]) -> Any:
-    """The state among the arguments of a layer's call; in a user's own forward, another tuple."""
-    if "state" in given:
-        return given["state"]
+def state_given(layer: nn.Module, given: dict[str, Any]) -> Any:
+    """The state among the arguments of a layer's call; if none has this name, another tuple."""
+    if "state" in given or "state" in inspect.signature(layer.forward).parameters:
+        return given.get("state")
     _, *others = given.values()
     return next((value for value in others if isinstance(value, tuple)), None)
 

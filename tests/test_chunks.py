@@ -505,6 +505,22 @@ def test_a_part_that_forgets_its_state_is_refused_at_the_second_chunk(around):
         Chunked(module, 3)(torch.rand(6, 2, 3))
 
 
+class OwnStates(Sequential):
+    """Its states have a form of their own."""
+
+    def forward(self, x, state=None, lengths=None):
+        output, state = super().forward(x, None if state is None else state[0], lengths)
+        return Output(output, (state, None))
+
+
+def test_a_chain_with_a_forward_and_states_of_its_own_runs_in_chunks():
+    module, x = (
+        OwnStates(nn.Linear(4, 4), DualExponentialSynapse(4, TAU_M, TAU_S)),
+        torch.rand(7, 2, 4),
+    )
+    torch.testing.assert_close(Chunked(module, 3)(x)[0], module(x)[0])
+
+
 class Sub(torch.Tensor):
     pass
 

@@ -108,11 +108,17 @@ class Named(SpikingNeuron):
         return super().forward(x, **named)
 
 
-@pytest.mark.parametrize("kind", [WithGain, Named])
+class Windowed(SpikingNeuron):
+    def forward(self, x, gain=(1.0, 2.0), state=None, lengths=None):
+        return super().forward(x, state, lengths)
+
+
+@pytest.mark.parametrize("kind", [WithGain, Named, Windowed])
 def test_other_arguments_are_no_state(kind):
     model, x = kind(3, 4.0), torch.rand(9, 2, 3)
     state, lengths = model(x).state, torch.tensor([4, 9])
-    for options in ({"gain": 2.0}, {"state": None}, {"lengths": lengths}):
+    gain = (2.0, 3.0) if kind is Windowed else 2.0
+    for options in ({"gain": gain}, {"state": None}, {"lengths": lengths}):
         with collect_spikes(model) as spikes:
             model(x, **options)
             model(x, **options)

@@ -171,7 +171,7 @@ def _run(
 
     def note_chain(chain: nn.Module, given: tuple, named: dict, result: tuple) -> None:
         call = bind_call(chain, given, named)
-        handed.append((call["x"] if is_at_rest(state_given(call)) else None, result[0]))
+        handed.append((call["x"] if is_at_rest(state_given(chain, call)) else None, result[0]))
 
     generator = torch.Generator("cpu").manual_seed(0)
     size, number = torch.randn(2, STEPS, 1, *before, **CPU, generator=generator)

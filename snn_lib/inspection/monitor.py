@@ -141,9 +141,11 @@ def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
     (_, x), *others = given.items()  # whatever a user's own forward calls its input
+    named = {name: value for name, value in others if name != "lengths"}
     known = inspect.signature(layer.traces).parameters
-    named = {"state": state_given(given), **dict(others)}
-    named = {name: value for name, value in named.items() if name in known}
+    if all(one.kind is one.POSITIONAL_OR_KEYWORD for one in known.values()):  # none takes others
+        named = {"state": state_given(layer, given), **named}
+        named = {name: value for name, value in named.items() if name in known}
     return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest
 
 

@@ -330,7 +330,7 @@ class SequenceClassification(SequenceTask, Classification):
             if batch.y.dim() > 2 or batch.y.is_floating_point():
                 return
             output = output_of(model, batch.x, batch.lengths)
-            if output.shape[-1] < 2:
+            if output.shape[-1] < 2 and not self._is_of_the_user("logits"):
                 return
             logits, labels = self.logits(output, batch), labels_of(batch)
             classes = logits.shape[2]
@@ -350,12 +350,14 @@ class SequenceClassification(SequenceTask, Classification):
         return augment_sequences(batch, settings, generator, self.targets_are_sequences)
 
     def mark_padding(self, batch: Batch) -> Batch:
-        """The labels of the padding are -1, if there are whole numbers at every step.
+        """The labels of the padding are -1, if there is one at every step.
 
-        Other targets of a user's own are 0 there, such as probabilities, or true and false.
+        Of targets of a user's own, probabilities of several classes, and true and false, are 0.
         """
-        own = batch.y.is_floating_point() or batch.y.dtype == torch.bool
-        return batch if own or self.readout is not None else batch._replace(y=labels_of(batch))
+        y, real = batch.y, batch.y.is_floating_point()
+        if self.readout is not None or y.dtype == torch.bool or (real and y.dim() > 2):
+            return batch
+        return batch._replace(y=_mark(y if real else y.long(), batch.lengths))
 
     def read_target(self, target: Tensor) -> Tensor:
         """See :class:`SequenceTask`."""
@@ -446,10 +448,14 @@ class SequenceRegression(SequenceTask):
 
 def labels_of(batch: Batch) -> Tensor:
     """The labels of a batch at every step, int64 ``(T, B)``; -1 where a step has none."""
-    labels = batch.y.long()
-    if batch.lengths is None:
+    return _mark(batch.y.long(), batch.lengths)
+
+
+def _mark(labels: Tensor, lengths: Tensor | None) -> Tensor:
+    """The same labels ``(T, B, *)``, but -1 in the padding."""
+    if lengths is None:
         return labels
-    return labels.masked_fill(~within(labels, batch.lengths), NO_LABEL)
+    return labels.masked_fill(~within(labels, lengths), NO_LABEL)
 
 
 def find_readout(readout: str | ReadoutFunction | None) -> ReadoutFunction | None:

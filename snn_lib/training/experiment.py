@@ -273,8 +273,7 @@ class Experiment:
         return found
 
     def _shapes(self) -> dict[str, torch.Size]:
-        kept = (*self.model.named_parameters(), *self.model.named_buffers())
-        return {name: tensor.shape for name, tensor in kept}
+        return {name: tensor.shape for name, tensor in self.model.named_parameters()}
 
     def _made_by(self) -> Row:
         """What decides the numbers of a run, and how its network is used."""

@@ -152,11 +152,17 @@ class TracedByState(SpikingNeuron):
         return super().traces(x, state)
 
 
-def test_traces_are_given_the_state_by_its_name_and_what_else_they_know(x):
-    model = TracedByState(6, 4.0)
+class HandingOn(SpikingNeuron):
+    def traces(self, *given, **named):
+        return super().traces(*given, **named)
+
+
+@pytest.mark.parametrize("kind", [TracedByState, HandingOn])
+def test_traces_are_given_the_state_by_its_name_and_what_else_they_know(x, kind):
+    model = kind(6, 4.0)
     _, state = model(2 * x[:9])
     with Monitor(model) as monitor:
-        output, _ = model(2 * x[9:], state, gain=1.0)
+        output, _ = model(2 * x[9:], state)
     assert output.any()
     assert torch.equal(monitor[""].spikes, output)
 

@@ -1687,6 +1687,14 @@ def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tm
     assert "differ in length" in refusal(network.answer, ragged)
 
 
+def test_chances_at_every_step_are_marked_in_the_padding():
+    x = [torch.rand(length, CHANNELS) for length in (9, 14)]
+    task = prepared(Likely({"train": (x * 4, [one[:, 0] for one in x] * 4)}, None))
+    batch = next(task.batches("train"))
+    own = within(batch.x, batch.lengths)[..., 0]
+    assert torch.equal(batch.y, batch.x[..., 0].masked_fill(~own, -1.0))
+
+
 def test_true_and_false_at_every_step_stay_so():
     x = [torch.rand(length, CHANNELS) for length in (9, 14)]
     task = prepared(Likely({"train": (x * 4, [one[:, 0] > 0.5 for one in x] * 4)}, None))
