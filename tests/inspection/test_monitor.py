@@ -54,8 +54,14 @@ def test_a_record_is_what_a_layer_has_returned_though_the_next_works_in_place():
     assert monitor["0"].psp.equal(psp)
 
 
-def test_lengths_are_no_state(x):
-    neuron = SpikingNeuron(6, 4.0)
+class HandingOn(SpikingNeuron):
+    def traces(self, *given, **named):
+        return super().traces(*given, **named)
+
+
+@pytest.mark.parametrize("kind", [SpikingNeuron, HandingOn])
+def test_lengths_are_no_state(x, kind):
+    neuron = kind(6, 4.0)
     with Monitor(neuron) as monitor:
         neuron(2 * x, lengths=torch.tensor([4, 30, 9]))
     assert torch.equal(monitor[""].spikes, neuron(2 * x).output)
@@ -150,11 +156,6 @@ class TracedByState(SpikingNeuron):
 
     def traces(self, x, state=None):
         return super().traces(x, state)
-
-
-class HandingOn(SpikingNeuron):
-    def traces(self, *given, **named):
-        return super().traces(*given, **named)
 
 
 @pytest.mark.parametrize("kind", [TracedByState, HandingOn])
