@@ -220,11 +220,14 @@ def _check_module(module: nn.Module) -> None:
 
 def _forgetful(module: nn.Module, state: Any) -> tuple[nn.Module, nn.Module] | None:
     """A module that returned no state, and a layer in it that has one; or else ``None``."""
-    plain = type(module).forward is Sequential.forward
-    if plain and isinstance(module, Sequential) and isinstance(state, tuple):
+    if (
+        isinstance(module, Sequential)
+        and type(module).forward is Sequential.forward
+        and isinstance(state, tuple)
+    ):
         found = map(_forgetful, module, state)
         return next((pair for pair in found if pair is not None), None)
-    if state is not None:
+    if state is not None or not isinstance(module, nn.Module):  # a function has no layers
         return None
     layers = (one for one in module.modules() if isinstance(one, (Constrained, nn.RNNBase)))
     layer = next(layers, None)  # others may have no state
