@@ -641,10 +641,11 @@ def check_module(name: str, module: nn.Module) -> None:
         raise TypeError(f"{name} is a {type(module).__name__}, expected a torch.nn.Module")
 
 
-def batch_first_part(module: nn.Module) -> str | None:
-    """Finds what takes ``(B, T, *)``: a module's attribute ``batch_first`` says so.
+def batch_first_part(module: Any) -> str | None:
+    """Finds what takes ``(B, T, *)``: the attribute ``batch_first`` says so.
 
-    A module that has the attribute speaks for all its parts, since it may transpose for them.
+    A module that has the attribute speaks for all its parts, since it may transpose for them. What
+    is no module has no parts, but may have the attribute.
 
     Returns:
         The name of the first such part, ``""`` for the module itself, ``None`` if there is none.
@@ -652,7 +653,7 @@ def batch_first_part(module: nn.Module) -> str | None:
     own = getattr(module, "batch_first", None)
     if own is not None:
         return "" if own else None
-    for name, child in module.named_children():
+    for name, child in module.named_children() if isinstance(module, nn.Module) else ():
         part = batch_first_part(child)
         if part is not None:
             return f"{name}.{part}" if part else name

@@ -42,7 +42,7 @@ def require(condition: bool, message: str, error: type[Exception] = InputError) 
 
 @contextlib.contextmanager
 def refusing(words: str, kind: type[InputError] = SettingsError) -> Iterator[None]:
-    """A context in which what a layer or a backend refuses becomes a line with these words."""
+    """A context in which what a layer or backend refuses becomes a line that begins so."""
     try:
         yield
     except (TypeError, ValueError, ImportError) as error:

@@ -98,9 +98,9 @@ def forward_hooks(module: nn.Module) -> list[Callable]:
     return [hook for hook in hooks if getattr(hook, "observed", module) is module]
 
 
-def compute_pruned(module: nn.Module | None) -> None:
+def compute_pruned(module: nn.Module) -> None:
     """Computes what is pruned of a module, as its hooks do where it is called."""
-    for hook in () if module is None else module._forward_pre_hooks.values():
+    for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             hook(module, ())
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snn_lib.containers import (
     Output,
@@ -239,9 +239,7 @@ def until_clear(
             model, or a part of it, has ``batch_first`` and the model no attribute that says False.
     """
     steps = whole_number(steps, "steps")
-    part = "" if getattr(model, "batch_first", False) else None
-    part = batch_first_part(model) if isinstance(model, nn.Module) else part
-    if part is not None:
+    if (part := batch_first_part(model)) is not None:
         raise ValueError(
             f"the model{part and f', in its part {part},'} has batch_first, expected one that "
             "takes (T, B, *features), or that has an attribute batch_first = False"

@@ -11,7 +11,7 @@ steps, these do in a product for each step.
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells.cell import Cell
+from snn_lib.cells.cell import Cell, runs_own_forward
 from snn_lib.containers import (
     Output,
     StatefulModule,
@@ -71,7 +71,7 @@ class Recurrent(StatefulModule):
                 f"weights hold a {type(part).__name__}, expected a module without state"
             )
         for name, part in (("neuron", neuron), ("synapse", synapse)):
-            if part is not None and getattr(part.forward, "__func__", None) is not Cell.forward:
+            if part is not None and runs_own_forward(part):
                 raise TypeError(f"{name} has a forward of its own, which would not be called")
         self.weights, self.neuron, self.synapse = weights, neuron, synapse
 
@@ -88,10 +88,10 @@ class Recurrent(StatefulModule):
         fed, before, filtered = state or (None, None, None)
         if filtered is not None and self.synapse is None:
             raise ValueError("a state of the synapse is given, and there is no synapse")
-        for part in (self.neuron, self.synapse):  # whose coefficients the loop reads
-            compute_pruned(part)
+        compute_pruned(self.neuron)  # as the loop reads coefficients before any hook runs
         calls = [self.neuron.call(x, before, drops=False)]
         if self.synapse is not None:
+            compute_pruned(self.synapse)
             calls.append(self.synapse.call(x, filtered))
         current, output, states = run_recurrent(calls, x, self.weights, fed, lengths)
         spikes, after = self.neuron(current, before, lengths)

@@ -79,8 +79,8 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
 
     Raises:
         ValueError: only PyTorch can run a layer, the network is no chain of layers, a module has
-            hooks or a ``forward`` of its own, the shape is missing or does not fit, or a dtype is
-            neither float32 nor float64. The message names the layer.
+            hooks or a ``forward`` of its own, nobody can copy the network, the shape is missing or
+            does not fit, or a dtype is neither float32 nor float64. The message names the layer.
         TypeError: the network is no module of PyTorch's.
     """
     check_module("the network", network)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell
+from snn_lib.cells.cell import runs_own_forward
 from snn_lib.observing import noting_inputs, observe_layers, state_given
 from snn_lib.recomputing import current_chunk
 
@@ -131,8 +132,8 @@ def is_cell(module: nn.Module) -> bool:
 
 def _is_changed(cell: Any) -> bool:
     """Whether neurons have a ``forward`` of a user's own, and the ``traces`` of all cells."""
-    forward, traces = (getattr(one, "__func__", None) for one in (cell.forward, cell.traces))
-    return cell.spikes and forward is not Cell.forward and traces is Cell.traces
+    traces = getattr(cell.traces, "__func__", None)
+    return cell.spikes and runs_own_forward(cell) and traces is Cell.traces
 
 
 @torch.no_grad()

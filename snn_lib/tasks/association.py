@@ -242,8 +242,8 @@ class Association(Task):
         """Tests the model on damaged patterns, so many samples of each.
 
         Returns:
-            The metrics. In patterns longer than ``FIRST_STEPS`` also ``late_error``,
-            the error without the first ``FIRST_STEPS``. If the damage removes a part, also
+            The metrics. In patterns longer than ``FIRST_STEPS`` also ``late_error``, the error
+            without the first ``FIRST_STEPS``. If the damage removes a part, also
             ``part_precision``, ``part_recall`` and ``part_f1`` of the spikes in this part, which
             the network can only know by heart.
         """

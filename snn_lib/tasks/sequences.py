@@ -14,7 +14,6 @@ batch normalisation does in training, reads time backwards, or returns another n
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from textwrap import shorten
 from typing import Any
 
@@ -240,6 +239,7 @@ class SequenceClassification(SequenceTask, Classification):
     """
 
     config_class = SequenceConfig
+    mean_over = ""  # labels, or samples with a readout, unless a user's class says otherwise
     _labels_seen, _highest = False, -1
 
     def __init__(
@@ -255,9 +255,7 @@ class SequenceClassification(SequenceTask, Classification):
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
         self.classes = list(classes) or list(self.classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
-        kinds = takewhile(lambda kind: kind is not SequenceClassification, type(self).__mro__)
-        if self.readout is None and not any("mean_over" in vars(kind) for kind in kinds):
-            self.mean_over = "labels"
+        self.mean_over = self.mean_over or ("labels" if self.readout is None else "samples")
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""

@@ -40,7 +40,7 @@ def introduction(model: nn.Module, config: Any, device: torch.device, world: int
     """The line that says what runs and where. Call it in the context of the backend.
 
     Raises:
-        ValueError: the backend cannot run on this device.
+        ValueError, ImportError: the backend cannot run on this device, or its package is missing.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     processes = f", {world} processes" if world > 1 else ""

@@ -340,21 +340,11 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
         ValueError: the choice is none of ``settings.OptimizerChoice``.
     """
     choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
-    params = [_listed(one) for one in params]
-    groups = [one["params"] if isinstance(one, dict) else [one] for one in params]
-    named = [one[1] if isinstance(one, tuple) else one for group in groups for one in group]
-    is_complex = any(isinstance(one, Tensor) and one.is_complex() for one in named)
+    groups = Optimizer(params, {}).param_groups  # lists, whatever form they are given in
+    is_complex = any(one.is_complex() for group in groups for one in group["params"])
     otherwise = choice == "SGD" or options.get("foreach") or options.get("differentiable")
     fused = {} if otherwise or is_complex else {"fused": True}
-    return getattr(torch.optim, choice)(params, **{**fused, **options})
-
-
-def _listed(entry: Any) -> Any:
-    """A group of parameters with a list of them, which can be read twice; others as they are."""
-    if not isinstance(entry, dict):
-        return entry
-    params = entry["params"]
-    return {**entry, "params": [params] if isinstance(params, Tensor) else list(params)}
+    return getattr(torch.optim, choice)(groups, **{**fused, **options})
 
 
 def get_scheduler(

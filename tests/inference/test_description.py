@@ -238,6 +238,20 @@ def test_a_network_that_begins_with_a_state_of_its_own_is_refused():
         describe(Starting(Sequential(nn.Linear(4, 4), SpikingNeuron(4, 3.0))))
 
 
+class StartingLater(Around):
+    """Begins with a state of its own wherever it is given numbers."""
+
+    def forward(self, x):
+        state = None, (torch.full((1, 4), 0.5), torch.zeros(1, 4))
+        return self.layers(x, state if isinstance(x, torch.Tensor) else None)
+
+
+def test_a_state_that_only_numbers_are_given_with_is_seen_as_the_network_runs():
+    network = StartingLater(Sequential(nn.Linear(4, 4), SpikingNeuron(4, 3.0)))
+    with pytest.raises(ValueError, match="StartingLater does more than its Sequential"):
+        describe(network)
+
+
 def test_the_neurons_of_a_recurrent_first_layer_say_what_the_input_is():
     assert describe(Sequential(Recurrent(nn.Linear(4, 4), SpikingNeuron(4, 3.0)))).before == (4,)
 
