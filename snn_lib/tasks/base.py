@@ -4,6 +4,7 @@ A script makes the task, and the experiment prepares it with the configuration a
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
-from snn_lib.containers import Readout
+from snn_lib.containers import Readout, Sequential, tensors_in
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, limit_length, one_line, require
@@ -152,17 +153,24 @@ class Task:
         """Whether the loss reads the output as this library does, see :meth:`reads_out`."""
         if not self._is_of_the_user("loss"):
             return True
-        names, new = set(), names_in(type(self).loss)
+        names, new = set(), names_in(self._method("loss"))
         while new:
             names |= new
             called = (name for name in new - {"loss"} if self._is_of_the_user(name))
-            new = set().union(*(names_in(getattr(type(self), name)) for name in called)) - names
+            new = set().union(*(names_in(self._method(name)) for name in called)) - names
         return not READERS.isdisjoint(names)
 
     def _is_of_the_user(self, *names: str) -> bool:
-        """Whether one of these methods is not the library's, but that of a user's subclass."""
-        methods = filter(inspect.isfunction, (getattr(type(self), name, None) for name in names))
-        return any(not method.__module__.startswith("snn_lib.") for method in methods)
+        """Whether one of these methods is not the library's, but that of a user's subclass.
+
+        It may also be set on the task.
+        """
+        methods = filter(callable, map(self._method, names))
+        return any(not str(method.__module__).startswith("snn_lib.") for method in methods)
+
+    def _method(self, name: str) -> Any:
+        """What is called by this name, or nothing; a property is not computed."""
+        return vars(self).get(name, getattr(type(self), name, None))
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses to test or resume a network whose output or input had another meaning.
@@ -258,8 +266,9 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
 
     Args:
         model: the model, which is not told the lengths.
-        x: ``(T, B, *features)``.
-        lengths: of the sequences, if they are padded: then a readout within the model is refused.
+        x: ``(T, B, *features)``, or a tuple of several.
+        lengths: of the sequences, if they are padded: then a readout as a layer of a ``Sequential``
+            in the model is refused.
 
     Raises:
         InputError: the model does not take sequences of these features, or returns no tensor, or
@@ -283,9 +292,11 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
         isinstance(output, Tensor),
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
+    first, *_ = tensors_in(x)
     # The shapes come first, as a look at numbers on a device waits for it.
-    if lengths is not None and output.shape[:2] != x.shape[:2] and (lengths < len(x)).any():
-        for part in model.modules():
+    if lengths is not None and output.shape[:2] != first.shape[:2] and (lengths < len(first)).any():
+        chains = (part for part in model.modules() if isinstance(part, (Sequential, nn.Sequential)))
+        for part in itertools.chain.from_iterable(chains):
             require(
                 not isinstance(part, Readout),
                 f"the sequences differ in length, and the {type(part).__name__} in the model is "

@@ -44,7 +44,7 @@ class ClassificationConfig(ExperimentConfig):
 
 
 class Classification(Task):
-    """A class for every sequence; a subclass has a ``readout_name`` or its own :meth:`logits`.
+    """A class for every sequence; a subclass has a ``readout_name`` or its own :meth:`answer`.
 
     Attributes:
         counts_spikes: whether the answer is the class whose output neuron spikes most. Such a
@@ -56,10 +56,13 @@ class Classification(Task):
     logit_scale: float
     counts_spikes = False
 
+    def answer(self, output: Tensor, batch: Batch) -> Tensor:
+        """What the readout makes of the network's output, ``(B, classes)``."""
+        return READOUTS[self.readout_name]()(output, batch.lengths)
+
     def logits(self, output: Tensor, batch: Batch) -> Tensor:
-        """The logits ``(B, classes)`` that the network's output for a batch means."""
-        readout = READOUTS[self.readout_name]()
-        return at_least_float32(readout(output, batch.lengths)) * self.logit_scale
+        """The answer as logits, ``(B, classes)``."""
+        return at_least_float32(self.answer(output, batch)) * self.logit_scale
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that :meth:`metrics` needs."""

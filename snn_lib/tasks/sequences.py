@@ -331,6 +331,8 @@ class SequenceClassification(SequenceTask, Classification):
             if output.shape[-1] < 2 and not self._is_of_the_user("logits"):
                 return
             logits, labels = self.logits(output, batch), labels_of(batch)
+            if logits.shape[:-1] != labels.shape or logits.shape[-1] < 2:  # a user's own
+                return
             classes = logits.shape[2]
             pairs = (labels * classes + logits.argmax(2))[labels >= 0]
             answered = answered + pairs.bincount(minlength=classes**2).view(classes, classes)
@@ -353,7 +355,7 @@ class SequenceClassification(SequenceTask, Classification):
         Of targets of a user's own, probabilities of several classes, and true and false, are 0.
         """
         y, real = batch.y, batch.y.is_floating_point()
-        if self.readout is not None or y.dtype == torch.bool or (real and y.dim() > 2):
+        if not self.targets_are_sequences or y.dtype == torch.bool or (real and y.dim() > 2):
             return batch
         return batch._replace(y=_mark(y if real else y.long(), batch.lengths))
 

@@ -150,6 +150,22 @@ def test_early_answers_about_several_classes_are_not_judged(kind):
     assert stopped_early(kind) == ([], [])
 
 
+class Mirrored(Soft):
+    """The class whose neuron spikes least answers."""
+
+    def answer(self, output, batch):
+        return -super().answer(output, batch)
+
+
+def test_an_answer_of_one_s_own_is_what_the_loss_and_the_checkpoint_know():
+    task = Mirrored()
+    task.setup(task.config_class(), torch.device("cpu"))
+    batch, model = next(task.batches("train")), Sequential(nn.Linear(4, 3), SpikingNeuron(3, 2.0))
+    expected = F.cross_entropy(-model(batch.x)[0].sum(0), batch.y)
+    torch.testing.assert_close(task.loss(model.eval(), batch)[0], expected)
+    assert task.usage()["readout"] is None
+
+
 class Halve(nn.Module):
     def forward(self, x):
         return x.unflatten(0, (-1, 2)).sum(1)

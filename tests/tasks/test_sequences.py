@@ -673,6 +673,20 @@ def test_what_a_task_does_in_its_own_way_no_checkpoint_claims_to_know(tmp_path):
         assert "does not hold a readout" in refusal(trained(kind)[1].answer, x)
 
 
+@pytest.mark.parametrize("name", ["logits", "answer", "loss"])
+@pytest.mark.parametrize("way", [staticmethod, classmethod, None])
+def test_what_is_set_on_a_task_or_needs_no_instance_is_its_own_as_well(name, way):
+    def mine(*arguments):
+        return -arguments[-2].mean(0)
+
+    kind = type("Mine", (SequenceClassification,), {name: way(mine)} if way else {})
+    task = kind({"train": sequences()}, "mean")
+    if way is None:
+        assert task.usage()["readout"] == "mean"
+        setattr(task, name, mine)
+    assert task.usage()["readout"] is None
+
+
 @pytest.mark.parametrize("kind", [Turned, Answering, SequenceClassification])
 def test_early_answers_are_those_of_counted_spikes_alone(kind):
     task, model = prepared(kind({"train": sequences(), "test": sequences(seed=1)})), network()
@@ -1687,6 +1701,72 @@ def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tm
     assert "differ in length" in refusal(network.answer, ragged)
 
 
+class Masking(nn.Module):
+    """Reads its sequences' own steps, which its last channel tells."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.layers, self.mean = network(), Mean()
+
+    def forward(self, x):
+        return self.mean(self.layers(x[..., :-1])[0], x[..., -1].sum(0).long())
+
+
+def test_a_readout_in_the_network_that_is_told_the_lengths_reads_out(tmp_path):
+    x, y = sequences()
+    x = [torch.cat([one, torch.ones(len(one), 1)], 1) for one in x]
+    task = SequenceClassification({"train": (x, y)}, lambda output, lengths: output)
+    model = trained_once(task, tmp_path, Masking).model.eval()
+    batch = next(task.batches("validation"))
+    alone = [model(batch.x[:n, [i]])[0] for i, n in enumerate(batch.lengths)]
+    output = output_of(model, batch.x, batch.lengths)
+    torch.testing.assert_close(task.logits(output, batch), torch.stack(alone))
+
+
+class Doubly(SequenceClassification):
+    """Its network takes two sequences."""
+
+    def encode(self, batch):
+        return batch._replace(x=(batch.x, 0.5 * batch.x))
+
+
+class Sum(nn.Module):
+    def __init__(self, config=None):
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, x):
+        return self.layers(x[0] + x[1])[0]
+
+
+def test_input_of_several_sequences_that_differ_in_length_is_trained(tmp_path):
+    x, y = labelled()
+    doubly = trained_once(Doubly({"train": (x, y)}, None), tmp_path, Sum)
+    plain = trained_once(
+        SequenceClassification({"train": ([1.5 * one for one in x], y)}, None), tmp_path
+    )
+    losses = [trial.evaluate("validation")[0]["loss"] for trial in (doubly, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class Judged(SequenceClassification):
+    """Labels at every step, though it has a readout."""
+
+    def __init__(self, data):
+        super().__init__(data, "mean")
+        self.targets_are_sequences = True
+
+    def read_target(self, target):
+        return target.long()
+
+
+def test_labels_at_every_step_are_marked_in_the_padding_beside_a_readout():
+    batch = next(prepared(Judged({"train": labelled()})).batches("train"))
+    padding = ~within(batch.y, batch.lengths)
+    assert padding.any()
+    assert (batch.y[padding] == -1).all()
+
+
 def test_chances_at_every_step_are_marked_in_the_padding():
     x = [torch.rand(length, CHANNELS) for length in (9, 14)]
     task = prepared(Likely({"train": (x * 4, [one[:, 0] for one in x] * 4)}, None))
@@ -1719,6 +1799,29 @@ class AnsweredEvent(Event):
 
     def loss(self, model, batch):
         return super().loss(lambda x: self.answer(output_of(model, x), batch), batch)
+
+
+class Logit(SequenceClassification):
+    """Two classes by one output, whose logits have a shape of their own."""
+
+    shape = (9, -1)
+
+    def logits(self, output, batch):
+        return 2 * output.view(*self.shape)
+
+    def loss(self, model, batch):
+        logits = self.logits(output_of(model, batch.x), batch).view(9, -1)
+        loss = F.binary_cross_entropy_with_logits(logits, batch.y.float())
+        return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
+
+
+@pytest.mark.parametrize("shape", [(9, -1), (9, -1, 1), (-1, 1)])
+def test_logits_of_one_s_own_shape_are_reported_without_an_accuracy_by_class(shape):
+    data = torch.rand(12, 9, CHANNELS), torch.randint(2, (12, 9))
+    task = prepared(Logit({"train": data, "test": data}, None))
+    task.shape = shape
+    model = Sequential(nn.Linear(CHANNELS, 1)).eval()
+    assert not any("by class" in line for line in task.report(model, None))
 
 
 @pytest.mark.parametrize("kind", [Event, AnsweredEvent])
