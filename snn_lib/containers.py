@@ -275,6 +275,8 @@ class Sequential(StatefulModule):
     ) -> tuple[list[Tensor], tuple[Any, ...]]:
         """Runs the modules and returns every module's output, for a loss on hidden spikes, say.
 
+        A module of your own must not change its input in place, which is the output of another.
+
         Returns:
             The list of the modules' outputs, ``(B, T, *)`` with ``batch_first`` and ``(B, *)`` from
             a readout on, and the new state.

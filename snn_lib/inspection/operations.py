@@ -19,6 +19,7 @@ from snn_lib.containers import (
     WEIGHTED,
     Output,
     PerStep,
+    Readout,
     Sequential,
     Weighted,
     holds_weights,
@@ -90,7 +91,7 @@ class CountedNetwork(Sequential):
     Raises:
         ValueError: the model is no chain, a module around layers has hooks, or a layer has weights
             that nothing here counts; or, in a call, a layer is given another number of steps than
-            the network.
+            the network, or sequences are padded and a layer is a readout.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -120,6 +121,9 @@ class CountedNetwork(Sequential):
         shape = x.shape[:2]
         own = torch.ones(shape, dtype=torch.bool, device=x.device)
         own = own if lengths is None else within(own, lengths)
+        for name, layer in self.parts:
+            if isinstance(layer, Readout) and not own.all():
+                raise ValueError(f"layer {name} is a readout, which would read the padding here")
         costs = torch.zeros(shape, dtype=torch.int64, device=x.device)
         for number, output in enumerate(outputs):
             name, layer = self.parts[number]
