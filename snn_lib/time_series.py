@@ -136,7 +136,12 @@ def draw_weights(
     place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
     # Rounding would decide whether a current on the threshold fires. So it lies in the widest gap
     # nearby or, where nearby values differ by rounding alone, as while channels rest, at their end.
-    values = (current / deviation).sort(0).values
+    values = (current / deviation).T.contiguous()
+    if values.device.type == "cpu" and values.dtype.itemsize >= 4:
+        values.numpy().sort()  # ten times faster than PyTorch
+    else:
+        values = values.sort().values
+    values = values.T
     nearby = (place + torch.arange(-NEARBY, NEARBY + 1).to(place)[:, None]).clamp(0, len(psp) - 1)
     gaps = values.gather(0, nearby).diff(dim=0)
     widest = gaps.argmax(0)
