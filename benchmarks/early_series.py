@@ -30,13 +30,13 @@ def beginning(steps: int, tenth: int) -> int:
     return -(-steps * tenth // 10)
 
 
-def streamed(name: str) -> Iterator[dict]:
+def streamed(name: str, most: int | None) -> Iterator[dict]:
     """What a stream says of the test series after each share, and how sure it is."""
     x, y = load_classification(name, split="train")
     test, labels = load_classification(name, split="test")
     classifier = SpikingClassifier(moments=10, random_state=SEED).fit(x, y)
     stream, right, sure = classifier.stream(), [], []
-    for series, label in zip(test, labels, strict=True):
+    for series, label in zip(test[:most], labels[:most], strict=True):
         stream.reset()
         answers = [stream.step(step) for step in series.T]
         seen = [answers[beginning(len(answers), tenth) - 1] for tenth in TENTHS]
@@ -89,7 +89,7 @@ def main() -> None:
     chosen = options(__doc__, "early_series")
     rows = []
     for name in SETS[:1] if chosen.smoke else SETS:
-        for row in (*streamed(name), *refitted(name)):
+        for row in (*streamed(name, 10 if chosen.smoke else None), *refitted(name)):
             rows.append({"dataset": name, **row, "machine": machine(chosen)})
         print(f"| {name}: seen | " + " | ".join(f"{tenth}0 %" for tenth in TENTHS) + " |")
         for method in (STREAM, MINIROCKET):
