@@ -136,7 +136,7 @@ def _finished(work):
 def experiment(overrides, stop_after=None, task=None):
     """An experiment with SmallSNN that is asked to stop after so many batches."""
     asked = itertools.count(1)
-    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides, SCRIPT)
     task = task or DigitClassification()
     return Experiment(SmallSNN, task, config, stop_requested=lambda: next(asked) == stop_after)
 

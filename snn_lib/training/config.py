@@ -221,8 +221,11 @@ def keys_of(schema: type, overrides: Sequence[str]) -> list[str]:
     return [key for one in overrides for key, _ in _leaves(read_override(schema, one))]
 
 
+@functools.lru_cache(maxsize=64)  # as of the defaults
 def read_override(schema: type, override: str) -> DictConfig:
     """What ``key=value`` sets. A text is what is typed, and any other value is YAML, as in quotes.
+
+    It is kept: copy it before it is changed.
 
     Raises:
         InputError: it is none.
