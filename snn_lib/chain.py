@@ -12,14 +12,13 @@ from typing import Any
 from torch import nn
 
 from snn_lib.chunks import Chunked
-from snn_lib.containers import Output, PerStep, Sequential
+from snn_lib.containers import Output, PerStep, Sequential, runs_forward_of
 from snn_lib.pytorch_private import forward_hooks
 
 REMEDY = (
     "make what surrounds it layers of the Sequential, such as nn.Flatten(2), nn.Unflatten, "
     "snn_lib.ChannelsFirst, snn_lib.Repeat and snn_lib.Votes"
 )
-CHAINS = (Sequential.forward, nn.Sequential.forward)
 
 
 def chain_of(network: nn.Module) -> tuple[str, Sequential]:
@@ -36,8 +35,7 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
     if isinstance(network, Chunked):
         return _within("module", network.module)
     kind = type(network)
-    forward = getattr(network.forward, "__func__", None)
-    if isinstance(network, Sequential) and forward is Sequential.forward:
+    if isinstance(network, Sequential) and runs_forward_of(network, Sequential):
         return "", network
     parts: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
@@ -68,11 +66,11 @@ def layers_of(
     """
     while isinstance(module, Chunked):
         name, module = f"{name}.module", module.module
-    forward = getattr(module.forward, "__func__", None)  # not one that was set on the module
-    if isinstance(module, (Sequential, nn.Sequential)) and forward in CHAINS:
+    chains = Sequential, nn.Sequential
+    if isinstance(module, chains) and runs_forward_of(module, *chains):
         for child, part in module._modules.items():  # a part that is used twice is there twice
             yield from layers_of(part, f"{name}.{child}".lstrip("."), (*around, module))
-    elif isinstance(module, PerStep) and forward is PerStep.forward:
+    elif isinstance(module, PerStep) and runs_forward_of(module, PerStep):
         yield from layers_of(module.module, f"{name}.module", (*around, module))
     else:
         yield name, module, around

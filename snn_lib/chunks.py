@@ -18,6 +18,7 @@ from snn_lib.containers import (
     StatefulModule,
     answers_once,
     batch_first_part,
+    runs_forward_of,
     tensors_in,
     whole_number,
 )
@@ -222,7 +223,7 @@ def _forgetful(module: nn.Module, state: Any) -> tuple[nn.Module, nn.Module] | N
     """A module that returned no state, and a layer in it that has one; or else ``None``."""
     if (
         isinstance(module, Sequential)
-        and type(module).forward is Sequential.forward
+        and runs_forward_of(module, Sequential)
         and isinstance(state, tuple)
     ):
         found = map(_forgetful, module, state)

@@ -417,9 +417,21 @@ def part_with_memory(module: nn.Module) -> nn.Module | None:
     return next(stateful, None)
 
 
+def runs_forward_of(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+    """Whether a module's ``forward`` is that of one of these classes.
+
+    It is not if a user's class has another one, or if another one was set on the module.
+    """
+    forward = getattr(getattr(module, "forward", None), "__func__", None)
+    return forward in {kind.forward for kind in kinds}
+
+
 def _weighs(module: nn.Module | None) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
-    return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+    inner: Any = module
+    if isinstance(module, PerStep) and runs_forward_of(module, PerStep):
+        inner = module.module
+    return type(inner) in WEIGHTED and runs_forward_of(inner, *WEIGHTED)
 
 
 def weighs_once(module: nn.Module, x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from snn_lib.cells import Cell, Recurrent, is_spiking
 from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
-from snn_lib.observing import bind_call, observe, observe_layers
+from snn_lib.observing import bind_call, observe, observe_layers, output_among
 from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
@@ -114,8 +114,8 @@ def fire_from_the_start(
         ran.clear()
         return (), {**call, x: current * factor}
 
-    def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: tuple) -> None:
-        rates[name] = _mean_rate(output[0], lengths)
+    def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: Tensor) -> None:
+        rates[name] = _mean_rate(output, lengths)
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     recurrent = [m for m in model.modules() if isinstance(m, Recurrent)]
@@ -156,7 +156,7 @@ def answer_from_the_start(
     Args:
         model: any module; it runs in evaluation mode.
         layer: the last layer of the model, with a bias. The mean of its output over time is the
-            answer.
+            answer. If its class has a ``forward`` of your own, it computes what ``nn.Linear`` does.
         batches: the training data: inputs ``(T, B, *features)``, targets and ``lengths``, int64
             ``(B,)``, or ``None`` if every sequence has T steps. The targets are class numbers,
             int64 ``(B,)``, or numbers in floating point, ``(B, outputs)``.
@@ -341,8 +341,8 @@ def _factor(
         raise ValueError(f"the current of layer {name} is not finite on this batch")
 
     def rate_with(factor: float) -> float:
-        spikes, _ = neuron.forward(current * factor)  # without its hooks, one of which asks
-        return _mean_rate(spikes, lengths)
+        result = neuron.forward(current * factor)  # without its hooks, one of which asks
+        return _mean_rate(output_among(result), lengths)
 
     if rate_with(0.0) >= rate:
         raise ValueError(

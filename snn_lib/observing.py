@@ -17,17 +17,23 @@ from snn_lib.recomputing import is_recomputing
 def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -> RemovableHandle:
     """Reports each call of a layer, until the handle is removed.
 
-    ``report`` takes the arguments of the call, by name and in order, and what the layer returned. A
-    call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again. A copy
-    of the layer, which PyTorch gives the same hooks, is not reported.
+    ``report`` takes the arguments of the call, by name and in order, and the output that the layer
+    returned, alone or together with a state. A call that :class:`snn_lib.Chunked` repeats for the
+    backward pass is not reported again. A copy of the layer, which PyTorch gives the same hooks, is
+    not reported.
     """
 
     def hook(caller: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         if caller is layer and not is_recomputing():
-            report(bind_call(layer, args, kwargs), result)
+            report(bind_call(layer, args, kwargs), output_among(result))
 
     hook.observed = layer
     return layer.register_forward_hook(hook, with_kwargs=True)
+
+
+def output_among(result: Any) -> Any:
+    """The output of what a layer returned: the output alone, or ``(output, state)``."""
+    return result[0] if isinstance(result, (tuple, list)) else result
 
 
 @contextmanager
@@ -56,9 +62,9 @@ def observe_layers(
     }
     silent = dict.fromkeys(layers)
 
-    def note(name: str, layer: nn.Module, given: dict[str, Any], result: Any) -> None:
+    def note(name: str, layer: nn.Module, given: dict[str, Any], output: Any) -> None:
         silent.pop(name, None)
-        report(name, layer, given, result)
+        report(name, layer, given, output)
 
     with ExitStack() as handles:
         for name, layer in layers.items():

@@ -150,8 +150,8 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
     """
     spikes = CollectedSpikes()
 
-    def keep(name: str, layer: nn.Module, given: dict[str, Any], output: tuple) -> None:
-        spikes.keep(name, output[0], begins=state_given(layer, given) is None)
+    def keep(name: str, layer: nn.Module, given: dict[str, Any], output: Tensor) -> None:
+        spikes.keep(name, output, begins=state_given(layer, given) is None)
 
     with observe_layers(model, is_spiking, keep):
         yield spikes

@@ -519,6 +519,9 @@ def test_a_chain_with_a_forward_and_states_of_its_own_runs_in_chunks():
         torch.rand(7, 2, 4),
     )
     torch.testing.assert_close(Chunked(module, 3)(x)[0], module(x)[0])
+    chain = Sequential(*module)
+    chain.forward = module.forward
+    torch.testing.assert_close(Chunked(chain, 3)(x)[0], module(x)[0])
 
 
 class Sub(torch.Tensor):

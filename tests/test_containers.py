@@ -800,6 +800,24 @@ def test_an_input_that_repeats_is_weighed_once(features, batch_first):
         torch.testing.assert_close(once, copy)
 
 
+class Fading(PerStep):
+    def forward(self, x):
+        return fade(super().forward(x))
+
+
+def fade(x):
+    return x * 0.5 ** torch.arange(len(x)).view(-1, *[1] * (x.dim() - 1))
+
+
+def test_a_forward_of_one_s_own_runs_on_every_step_of_an_input_that_repeats():
+    linear = nn.Linear(8, 6)
+    plain = linear.forward
+    linear.forward = lambda x: fade(plain(x))
+    for layer in (linear, Fading(nn.Linear(8, 6))):
+        x = torch.rand(1, 5, 8).expand(7, 5, 8)
+        torch.testing.assert_close(Sequential(layer)(x)[0], layer(x))
+
+
 class Adds(nn.Module):
     """Writes to its input, and asks how it lies in memory."""
 

@@ -27,7 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from snn_lib.containers import Output, StatefulModule, check_module, feature_shape
+from snn_lib.containers import (
+    Output,
+    StatefulModule,
+    check_module,
+    feature_shape,
+    runs_forward_of,
+)
 from snn_lib.functional import GAUSSIAN, Call, State, check_features, record_cell, run_cells
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
@@ -258,7 +264,7 @@ class Cell(Constrained):
         if not isinstance(following, Cell) or is_observed(self) or is_observed(following):
             return False
         cells = self, following
-        if any(runs_own_forward(cell) or not cell.coefficients for cell in cells):
+        if any(not (runs_forward_of(cell, Cell) and cell.coefficients) for cell in cells):
             return False
         if any(map(is_parametrized, cells)):  # to read a coefficient would compute it
             return False
@@ -505,8 +511,3 @@ def parameter_groups(
         {"params": list(delays.values()), "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def runs_own_forward(cell: Cell) -> bool:
-    """Whether the ``forward`` of a cell is a user's own, in its class or set on the cell."""
-    return getattr(cell.forward, "__func__", None) is not Cell.forward

@@ -11,13 +11,14 @@ steps, these do in a product for each step.
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells.cell import Cell, runs_own_forward
+from snn_lib.cells.cell import Cell
 from snn_lib.containers import (
     Output,
     StatefulModule,
     check_module,
     last_steps,
     part_with_memory,
+    runs_forward_of,
 )
 from snn_lib.functional import check_entries, run_recurrent
 from snn_lib.pytorch_private import compute_pruned
@@ -71,7 +72,7 @@ class Recurrent(StatefulModule):
                 f"weights hold a {type(part).__name__}, expected a module without state"
             )
         for name, part in (("neuron", neuron), ("synapse", synapse)):
-            if part is not None and runs_own_forward(part):
+            if part is not None and not runs_forward_of(part, Cell):
                 raise TypeError(f"{name} has a forward of its own, which would not be called")
         self.weights, self.neuron, self.synapse = weights, neuron, synapse
 

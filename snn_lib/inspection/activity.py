@@ -52,11 +52,9 @@ class Activity:
         self.elements[name] += own.sum() * spikes.shape[2:].numel()
 
     @torch.no_grad()
-    def observe(
-        self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple[Tensor, Any]
-    ) -> None:
+    def observe(self, name: str, layer: nn.Module, given: dict[str, Any], spikes: Tensor) -> None:
         """Adds what a layer of neurons did in a call."""
-        spikes, chunk = result[0], current_chunk()
+        chunk = current_chunk()
         own = torch.ones(spikes.shape[:2], dtype=torch.bool, device=spikes.device)
         if self._lengths is not None and spikes.shape[1] == len(self._lengths):
             start, steps = (chunk.start, chunk.steps) if chunk else (0, self._steps)

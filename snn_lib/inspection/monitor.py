@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell
-from snn_lib.cells.cell import runs_own_forward
+from snn_lib.containers import runs_forward_of
 from snn_lib.observing import noting_inputs, observe_layers, state_given
 from snn_lib.recomputing import current_chunk
 
@@ -103,7 +103,7 @@ class Monitor:
     def __exit__(self, *exception: Any) -> None:
         self._observing.__exit__(*exception)
 
-    def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
+    def _store(self, name: str, layer: nn.Module, given: dict[str, Any], output: Tensor) -> None:
         if name in self._inputs:
             if len(inputs := self._inputs[name]) != 1:
                 raise ValueError(
@@ -112,7 +112,7 @@ class Monitor:
                     "own, too, or leave it out of the layers to record"
                 )
             given = inputs[0]
-        record, chunk = record_of(layer, given, result), current_chunk()
+        record, chunk = record_of(layer, given, output), current_chunk()
         if chunk is not None:
             run, first = self._begun.get(name, (None, 0))
             if run is chunk.seeds:
@@ -133,19 +133,19 @@ def is_cell(module: nn.Module) -> bool:
 def _is_changed(cell: Any) -> bool:
     """Whether neurons have a ``forward`` of a user's own, and the ``traces`` of all cells."""
     traces = getattr(cell.traces, "__func__", None)
-    return cell.spikes and runs_own_forward(cell) and traces is Cell.traces
+    return cell.spikes and not runs_forward_of(cell, Cell) and traces is Cell.traces
 
 
 @torch.no_grad()
-def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord | NeuronRecord:
+def record_of(layer: Any, given: dict[str, Any], output: Tensor) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
-        return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
+        return SynapseRecord(output.detach().clone())  # the next layer may work in place
     (_, x), *others = given.items()  # whatever a user's own forward calls its input
-    named = {name: value for name, value in others if name != "lengths"}
+    others = [(name, value) for name, value in others if name.isidentifier() and name != "lengths"]
+    named = {"state": state_given(layer, given), **dict(others)}
     known = inspect.signature(layer.traces).parameters
-    if all(one.kind is one.POSITIONAL_OR_KEYWORD for one in known.values()):  # none takes others
-        named = {"state": state_given(layer, given), **named}
+    if all(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in known.values()):
         named = {name: value for name, value in named.items() if name in known}
     return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest
 

@@ -23,6 +23,7 @@ from snn_lib.containers import (
     Sequential,
     Weighted,
     holds_weights,
+    runs_forward_of,
     weighs_once,
 )
 from snn_lib.inspection.activity import Activity
@@ -226,8 +227,7 @@ def _refuse_uncounted(name: str, layer: nn.Module) -> None:
             _ = layer.products
         except UnknownOperationError as error:
             raise ValueError(f"layer {name} ({type(layer).__name__}): {error}") from None
-    counted = [kind.forward for kind in WEIGHTED]
-    if type(layer).forward in counted or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
+    if runs_forward_of(layer, *WEIGHTED) or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
         if holds_weights(parameter):

@@ -668,8 +668,8 @@ class SNN_Monitor:
         self._observed = module._cell if isinstance(module, _NeuronLayer) else module
         self._hook = observe(self._observed, self._store)
 
-    def _store(self, given: dict[str, Any], result: tuple) -> None:
-        run, cell = record_of(self._observed, given, result), self.module._cell
+    def _store(self, given: dict[str, Any], output: Tensor) -> None:
+        run, cell = record_of(self._observed, given, output), self.module._cell
         if isinstance(run, SynapseRecord):
             traces = {"psp": run.psp}
         else:

@@ -7,9 +7,10 @@ import torch
 from small_networks import in_parts
 from torch import nn
 
-from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
+from snn_lib.penalties import collect_spikes
 
 LENGTHS = torch.tensor([9, 2, 5])
 
@@ -51,6 +52,26 @@ def test_firing_rates_count_the_steps_of_each_sequence_and_no_padding(part, chun
     assert min(rates.values()) > 0
     assert activity.firing_rates() == pytest.approx(rates)
     assert activity.elements["twice.2"] == 2 * 2 * 6 * own.sum()
+
+
+class Alone(SpikingNeuron):
+    """Returns its spikes without a state."""
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+def test_neurons_that_return_spikes_alone_are_counted_penalised_recorded_and_scaled():
+    model, x = nn.Sequential(nn.Linear(4, 6), Alone(6, 4.0)), 4 * torch.rand(12, 3, 4)
+    expected = model(x)
+    with count_activity(model) as activity, collect_spikes(model) as spikes, Monitor(model) as run:
+        model(x)
+    assert activity.firing_rates()["1"] == pytest.approx(expected.mean().item())
+    assert torch.equal(spikes["1"], expected)
+    assert torch.equal(run["1"].spikes, expected)
+    found = fire_from_the_start(model, x, 0.2)
+    assert found["1"] == pytest.approx(model(x).mean().item())
+    assert found["1"] == pytest.approx(0.2, abs=0.05)
 
 
 def test_spikes_that_dropout_takes_are_not_counted_in_training():

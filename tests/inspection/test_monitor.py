@@ -158,7 +158,15 @@ class TracedByState(SpikingNeuron):
         return super().traces(x, state)
 
 
-@pytest.mark.parametrize("kind", [TracedByState, HandingOn])
+class HandingAllOn(SpikingNeuron):
+    def forward(self, *arguments, **others):
+        return super().forward(*arguments, **others)
+
+    def traces(self, *arguments, **others):
+        return super().traces(*arguments, **others)
+
+
+@pytest.mark.parametrize("kind", [TracedByState, HandingOn, HandingAllOn])
 def test_traces_are_given_the_state_by_its_name_and_what_else_they_know(x, kind):
     model = kind(6, 4.0)
     _, state = model(2 * x[:9])
