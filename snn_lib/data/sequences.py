@@ -267,6 +267,7 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
         shown = shorten(reprlib.repr(values), 100, placeholder=" ...")
         raise InputError(f"{name} is {shown}, expected numbers{remedy}") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
+    require(not tensor.is_nested, f"{name} is a nested tensor: give the list unbind() of it")
     dense = tensor.layout == torch.strided and not tensor.is_quantized
     require(dense, f"{name} is sparse or quantised: give to_dense() or dequantize() of it")
     return tensor

@@ -230,7 +230,8 @@ class Task:
         Args:
             split: ``train``, ``validation`` or ``test``.
             epoch: of the training, from 0 on, by which order and random changes differ. Without it
-                they are the same every time.
+                they are the same every time, but for what an ``encode`` of your own draws from
+                PyTorch's generator.
             start: the number of the first batch.
         """
         samples, epoch = self.split(split), EPOCHS[split] if epoch is None else epoch
@@ -292,17 +293,23 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
         isinstance(output, Tensor),
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
-    first, *_ = tensors_in(x)
-    # The shapes come first, as a look at numbers on a device waits for it.
-    if lengths is not None and output.shape[:2] != first.shape[:2] and (lengths < len(first)).any():
-        chains = (part for part in model.modules() if isinstance(part, (Sequential, nn.Sequential)))
-        for part in itertools.chain.from_iterable(chains):
-            require(
-                not isinstance(part, Readout),
-                f"the sequences differ in length, and the {type(part).__name__} in the model is "
-                "not told: leave it out, and give its name to the task as the readout",
-            )
+    if lengths is not None:
+        _refuse_readouts(model, tensors_in(x)[0], output, lengths)
     return output
+
+
+def _refuse_readouts(model: nn.Module, x: Tensor, output: Tensor, lengths: Tensor) -> None:
+    """Refuses a readout that has read the padding, as a layer of a chain in the model."""
+    # The shapes come first, as a look at numbers on a device waits for it.
+    if output.shape[:2] == x.shape[:2] or (lengths >= len(x)).all():
+        return
+    chains = (part for part in model.modules() if isinstance(part, (Sequential, nn.Sequential)))
+    for part in itertools.chain.from_iterable(chains):
+        require(
+            not isinstance(part, Readout),
+            f"the sequences differ in length, and the {type(part).__name__} in the model is not "
+            "told: leave it out, and give its name to the task as the readout",
+        )
 
 
 def check_task(task: Any) -> None:

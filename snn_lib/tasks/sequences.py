@@ -251,9 +251,10 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
+        classes = classes if len(classes) else self.classes  # that stand in its class
         if isinstance(classes, (str, set, frozenset, dict)):  # in any order, or letters
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
-        self.classes = list(classes) or list(self.classes)
+        self.classes = list(classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
         self.mean_over = self.mean_over or ("labels" if self.readout is None else "samples")
 
@@ -327,7 +328,10 @@ class SequenceClassification(SequenceTask, Classification):
             # Only the user's loss knows what several labels, shares, or a single output mean.
             if batch.y.dim() > 2 or batch.y.is_floating_point():
                 return
-            output = output_of(model, batch.x, batch.lengths)
+            try:
+                output = output_of(model, batch.x, batch.lengths)
+            except InputError:  # which only the user's loss can read
+                return
             if output.shape[-1] < 2 and not self._is_of_the_user("logits"):
                 return
             logits, labels = self.logits(output, batch), labels_of(batch)

@@ -260,15 +260,15 @@ class Experiment:
             torch.manual_seed(self.config.seed)  # as in earlier versions, whose numbers repeat
             found = self.initialise(self.model, self.task) if self.initialise else None
         require(
-            trained == [parameter.requires_grad for parameter in self.model.parameters()],
-            "initialise changes which parameters are trained (requires_grad), but is not called "
-            "when a run is resumed: do so in build_model",
-        )
-        require(
             shapes == self._shapes(),
             "initialise changes the layers and not only their weights, but is not called when a "
             "run is resumed or tested: do so in build_model",
             RunError,  # as nobody can put the weights back
+        )
+        require(
+            trained == [parameter.requires_grad for parameter in self.model.parameters()],
+            "initialise changes which parameters are trained (requires_grad), but is not called "
+            "when a run is resumed: do so in build_model",
         )
         return found
 

@@ -261,6 +261,19 @@ def test_a_data_set_draws_other_numbers_in_every_process():
     assert not set(ones.tolist()) & set(others.tolist())
 
 
+class Drawing(SequenceClassification):
+    def encode(self, batch):
+        return batch._replace(x=batch.x + float(np.random.rand()) + random.random())  # noqa: NPY002
+
+
+def test_an_encode_of_one_s_own_draws_other_numbers_in_every_process():
+    x = torch.zeros(16, 5, CHANNELS)
+    tasks = [prepared(Drawing({"train": (x, torch.arange(16) % 2)}), rank, 2) for rank in (0, 1)]
+    one, other, again = (next(task.batches("train")).x for task in (*tasks, tasks[0]))
+    assert torch.equal(one, again)
+    assert (one != other).all()
+
+
 def drawn():
     """A number of every global generator, and what a checkpoint would store of them."""
     state = rng_state(CPU)["cpu"].numpy().tobytes()
@@ -379,6 +392,11 @@ WRONG = [  # of sample 7
     ),
     (np.ma.masked_less(np.ones((5, 4), int), 2), 0, "the sequence has masked values: fill them"),
     (X.to_sparse(), 0, "the sequence is sparse or quantised: give to_dense"),
+    (
+        torch.nested.nested_tensor([X]),
+        0,
+        r"the sequence is a nested tensor: give the list unbind()",
+    ),
 ]
 
 
@@ -1040,6 +1058,11 @@ def test_names_of_classes_may_stand_in_the_class_of_a_task():
     class Named(SequenceClassification):
         classes = ("a", "b")
 
+    class Unordered(SequenceClassification):
+        classes = frozenset("ab")
+
+    with pytest.raises(ValueError, match="expected their names in a list"):
+        Unordered({})
     assert Named({}).classes == ["a", "b"]
     assert Named({}, classes=["c"]).classes == ["c"]
     assert SequenceClassification({}).classes == []
@@ -1799,6 +1822,26 @@ class AnsweredEvent(Event):
 
     def loss(self, model, batch):
         return super().loss(lambda x: self.answer(output_of(model, x), batch), batch)
+
+
+class Naming(nn.Linear):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+
+class ByName(SequenceClassification):
+    def loss(self, model, batch):
+        logits = self.logits(model(batch.x)["logits"], batch)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.y.flatten())
+        return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
+
+
+def test_what_only_the_user_s_loss_can_read_is_reported_without_an_accuracy_by_class():
+    data = torch.rand(12, 9, CHANNELS), torch.randint(2, (12, 9))
+    task = prepared(ByName({"train": data, "test": data}, None))
+    model = Naming(CHANNELS, CLASSES).eval()
+    assert task.loss(model, next(task.batches("test")))[0].isfinite()
+    assert not any("by class" in line for line in task.report(model, None))
 
 
 class Logit(SequenceClassification):

@@ -121,6 +121,10 @@ def test_what_is_trained_is_decided_where_a_resumed_run_finds_it_again(tmp_path)
     def replace(model, task):
         prune.identity(next(one for one in model.modules() if isinstance(one, nn.Linear)), "weight")
 
-    trial = Experiment(SmallSNN, DigitClassification(), config, replace)
-    with pytest.raises(RunError, match="initialise changes the layers and not only their weights"):
-        trial.train()
+    def remove(model, task):
+        model.layers[1].bias = None
+
+    for change in (replace, remove):
+        trial = Experiment(SmallSNN, DigitClassification(), config, change)
+        with pytest.raises(RunError, match="initialise changes the layers and not only their wei"):
+            trial.train()
