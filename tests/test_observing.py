@@ -29,7 +29,7 @@ def test_a_call_is_reported_with_its_arguments_by_name_until_the_handle_is_remov
     assert list(given) == ["x", "state"]
     assert given["x"] is current
     assert given["state"] is state
-    assert result is output
+    assert result is output.output
 
 
 def test_layers_are_reported_by_name_until_the_context_is_left_and_also_after_an_error():
