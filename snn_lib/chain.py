@@ -7,7 +7,6 @@ other, from the :class:`snn_lib.Sequential` that it is or holds.
 import copy
 from collections import deque
 from collections.abc import Container, Iterator
-from typing import Any
 
 from torch import nn
 
@@ -26,7 +25,8 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
 
     A network may also hold one, or a :class:`snn_lib.Chunked` of one, if its ``forward`` hands its
     input on, without a state, and returns the output as they are. To find out, the ``forward`` runs
-    once with an input and an output that nothing can be computed with.
+    once with an input and an output that nothing can be computed with. What the network keeps in
+    its lists and dictionaries stays as it was, but not in those within them.
 
     Raises:
         ValueError: there is not one Sequential, or the ``forward`` does more. The message says how
@@ -126,21 +126,10 @@ def _light_copy(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Modul
     if module not in made:
         copied = made[module] = type(module).__new__(type(module))
         for name, value in vars(module).items():
-            vars(copied)[name] = _with_own_containers(value)
+            own = isinstance(value, (list, dict, set, deque))
+            vars(copied)[name] = copy.copy(value) if own else value
         for name, buffer in module._buffers.items():
             copied._buffers[name] = None if buffer is None else buffer.clone()
         for name, part in module._modules.items():
             copied._modules[name] = None if part is None else _light_copy(part, made)
     return made[module]
-
-
-def _with_own_containers(value: Any) -> Any:
-    """A value whose lists, dictionaries, sets and deques, and those in them, are copies."""
-    if isinstance(value, set):
-        return copy.copy(value)
-    if not isinstance(value, (list, dict, deque)):
-        return value
-    copied: Any = copy.copy(value)
-    for place in value if isinstance(value, dict) else range(len(value)):
-        copied[place] = _with_own_containers(value[place])
-    return copied

@@ -349,7 +349,7 @@ class Sequential(StatefulModule):
                     continue
             steps, once = x.shape[0], weighs_once(module, x)
             x = x[:1] if once else x
-            if _weighs(module) and not (x.is_floating_point() or x.is_complex()):
+            if _has_weights(module) and not (x.is_floating_point() or x.is_complex()):
                 x = x.to(next(module.parameters()).dtype)  # bytes, which cells read as they are
             try:
                 with _way(module, spikes):
@@ -426,12 +426,17 @@ def runs_forward_of(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
     return forward in {kind.forward for kind in kinds}
 
 
+def _has_weights(module: nn.Module | None) -> bool:
+    """Whether a module is a layer of weights, or applies one at every step."""
+    return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+
+
 def _weighs(module: nn.Module | None) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
-    inner: Any = module
-    if isinstance(module, PerStep) and runs_forward_of(module, PerStep):
-        inner = module.module
-    return type(inner) in WEIGHTED and runs_forward_of(inner, *WEIGHTED)
+    if not _has_weights(module):
+        return False
+    parts = module.modules() if isinstance(module, PerStep) else [module]
+    return all(runs_forward_of(part, PerStep, *WEIGHTED) for part in parts)
 
 
 def weighs_once(module: nn.Module, x: Tensor) -> bool:

@@ -55,20 +55,18 @@ class Constrained(StatefulModule):
     coefficients: ClassVar[tuple[str, ...]] = ()
 
     def effective_coefficients(self) -> dict[str, Tensor]:
-        """The coefficients that the layer computes with, by name, in any order."""
+        """The coefficients that the layer computes with, by name, in the order of the class.
+
+        In training, a parameter is set to what has its name here, see :meth:`coefficients_of_call`.
+        """
         raise NotImplementedError
 
     def coefficients_of_call(self) -> dict[str, Tensor]:
         """The same for a forward pass. In training it sets the parameters to them, in place."""
-        coefficients = self.ordered_coefficients()
+        coefficients = self.effective_coefficients()
         if self.training and torch.is_grad_enabled() and not is_recomputing():
             self._pull_back(coefficients)
         return coefficients
-
-    def ordered_coefficients(self) -> dict[str, Tensor]:
-        """The coefficients that the layer computes with, in the order of ``coefficients``."""
-        computed = self.effective_coefficients()
-        return {name: computed[name] for name in self.coefficients}
 
     def project_(self) -> None:
         """Sets the parameters to what the layer computes with, in place.
@@ -302,7 +300,7 @@ class Cell(Constrained):
         return Call(
             self.kind,
             coefficients,
-            self._ordered_rows(),
+            self.state_rows(),
             state,
             self.surrogate,
             dropout,
@@ -333,7 +331,7 @@ class Cell(Constrained):
         made = program(self.key)
         rows = chain.from_iterable(
             tensor if tensor.dim() > len(self.shape) else [tensor]
-            for tensor in self.ordered_coefficients().values()
+            for tensor in self.effective_coefficients().values()
         )
         pairs = zip(made.coefficients, rows, strict=True)
         zeros = {name: 0.0 for name, row in pairs if not row.any()}
@@ -345,21 +343,17 @@ class Cell(Constrained):
         """The key of its program, see ``snn_lib.kernels.program``."""
         tensors = (getattr(self, name) for name in self.coefficients)
         rows = (None if tensor.dim() == len(self.shape) else len(tensor) for tensor in tensors)
-        return key_of(self.kind, tuple(self._ordered_rows().values()), tuple(rows))
+        return key_of(self.kind, tuple(self.state_rows().values()), tuple(rows))
 
     def state_rows(self) -> dict[str, int | None]:
-        """By name, how many rows each state has; ``None`` for one without a dimension for them."""
+        """How many rows each state has, in the order of ``states``; ``None`` for no dimension."""
         return dict.fromkeys(self.states)
-
-    def _ordered_rows(self) -> dict[str, int | None]:
-        rows = self.state_rows()
-        return {name: rows[name] for name in self.states}
 
     # ---------------------------------------------------------------------------------------------
     # Coefficients that are kept where the cell is stable
 
     def effective_coefficients(self) -> dict[str, Tensor]:
-        """The coefficients that the layer computes with, by name.
+        """The coefficients that the layer computes with, by name, in the order of ``coefficients``.
 
         Decays that are trained are the nearest ones in [0, 1 - 1e-3]. Their gradient is passed on
         to the parameter unchanged (straight-through), so that one at the edge can still be pulled

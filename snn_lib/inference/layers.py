@@ -361,7 +361,7 @@ def _cell_layer(module: Cell, name: str, before: Shape, after: Shape) -> CellLay
     key = module.key
     _ = program(key).forward  # refuses a step with an operation that only PyTorch has
     rows = [np.empty((0, *before), np.float32)]  # a cell may have no coefficients
-    for tensor in module.ordered_coefficients().values():
+    for tensor in module.effective_coefficients().values():
         has_rows = tensor.dim() > len(module.shape)
         rows.append(_over(tensor if has_rows else tensor[None], before))
     return CellLayer(name, before, after, key, np.concatenate(rows))

@@ -4,7 +4,6 @@ A script makes the task, and the experiment prepares it with the configuration a
 """
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
-from snn_lib.containers import Readout, Sequential, tensors_in
+from snn_lib.containers import Readout, tensors_in
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, limit_length, one_line, require
@@ -268,8 +267,7 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
     Args:
         model: the model, which is not told the lengths.
         x: ``(T, B, *features)``, or a tuple of several.
-        lengths: of the sequences, if they are padded: then a readout as a layer of a ``Sequential``
-            in the model is refused.
+        lengths: of the sequences, if they are padded: then a readout within the model is refused.
 
     Raises:
         InputError: the model does not take sequences of these features, or returns no tensor, or
@@ -284,8 +282,9 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
             raise InputError(f"the model does not run: {one_line(error)}") from error
         if not any(word in str(error) for word in ("shape", "channels", "dimension")):
             raise
+        shapes = ", ".join(str(tuple(one.shape)) for one in tensors_in(x))
         raise InputError(
-            f"the model does not take batches (T, B, *features) of shape {tuple(x.shape)}: "
+            f"the model does not take batches (T, B, *features) of shape {shapes}: "
             f"{one_line(error)}"
         ) from error
     output = result[0] if isinstance(result, tuple) else result
@@ -299,16 +298,17 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
 
 
 def _refuse_readouts(model: nn.Module, x: Tensor, output: Tensor, lengths: Tensor) -> None:
-    """Refuses a readout that has read the padding, as a layer of a chain in the model."""
+    """Refuses a readout in the model, which perhaps has read the padding."""
     # The shapes come first, as a look at numbers on a device waits for it.
     if output.shape[:2] == x.shape[:2] or (lengths >= len(x)).all():
         return
-    chains = (part for part in model.modules() if isinstance(part, (Sequential, nn.Sequential)))
-    for part in itertools.chain.from_iterable(chains):
+    for part in model.modules():
+        kind = type(part).__name__
         require(
             not isinstance(part, Readout),
-            f"the sequences differ in length, and the {type(part).__name__} in the model is not "
-            "told: leave it out, and give its name to the task as the readout",
+            f"the sequences differ in length, and nobody knows whether the {kind} in the model is "
+            f"told: leave it out, and give its name to the task as the readout, or call {kind}()"
+            "(output, lengths) in your forward",
         )
 
 

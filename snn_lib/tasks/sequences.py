@@ -251,10 +251,10 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
-        classes = classes if len(classes) else self.classes  # that stand in its class
-        if isinstance(classes, (str, set, frozenset, dict)):  # in any order, or letters
-            raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
-        self.classes = list(classes)
+        for given in (classes, self.classes):  # here, or in its class
+            if isinstance(given, (str, set, frozenset, dict)):  # in any order, or letters
+                raise ValueError(f"classes is {given!r}, expected their names in a list, by number")
+        self.classes = list(classes) or list(self.classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
         self.mean_over = self.mean_over or ("labels" if self.readout is None else "samples")
 

@@ -212,36 +212,6 @@ def test_a_network_with_a_cell_of_one_s_own_trains_in_chunks_and_compiled():
         torch.testing.assert_close(in_parts(model.eval(), x, [1, 8, 16]), model(x))
 
 
-class Forgetful(SoftReset):
-    """Computes one coefficient, and gives all by their names."""
-
-    def effective_coefficients(self):
-        return {"gains": self.gains, "decay": 0.5 * self.decay}
-
-    def state_rows(self):
-        return {"trace": 2, "membrane": None}
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        membrane, traces = state
-        spikes, (membrane, trace) = SoftReset.step(x, (membrane, traces[0]), coefficients, fire)
-        return spikes, (membrane, (trace, traces[0]))
-
-
-def test_coefficients_and_rows_that_a_cell_computes_are_known_by_their_names():
-    x = 3 * torch.randn(20, 2, 5).double()
-    cell, plain = (
-        kind(5, decay=decay, gains=[0.9, 0.4]).double()
-        for kind, decay in ((Forgetful, 0.8), (SoftReset, 0.4))
-    )
-    (spikes, state), (expected, (membrane, trace)) = cell(x), plain(x)
-    torch.testing.assert_close(spikes, expected)
-    torch.testing.assert_close((state[0], state[1][0]), (membrane, trace))
-    stream = compiled(Sequential(cell.eval()))
-    np.testing.assert_array_equal(stream.run(x[:, 0].numpy()), expected[:, 0])
-    assert cell.products == plain.products
-
-
 def test_the_coefficients_of_a_cell_are_a_group_of_parameters():
     model = network()
     weights, coefficients = parameter_groups(model, lr=0.03)

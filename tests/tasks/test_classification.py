@@ -161,6 +161,7 @@ def test_an_answer_of_one_s_own_is_what_the_loss_and_the_checkpoint_know():
     task = Mirrored()
     task.setup(task.config_class(), torch.device("cpu"))
     batch, model = next(task.batches("train")), Sequential(nn.Linear(4, 3), SpikingNeuron(3, 2.0))
+    model[0].weight.data.mul_(4)
     expected = F.cross_entropy(-model(batch.x)[0].sum(0), batch.y)
     torch.testing.assert_close(task.loss(model.eval(), batch)[0], expected)
     assert task.usage()["readout"] is None

@@ -1066,6 +1066,7 @@ def test_names_of_classes_may_stand_in_the_class_of_a_task():
     assert Named({}).classes == ["a", "b"]
     assert Named({}, classes=["c"]).classes == ["c"]
     assert SequenceClassification({}).classes == []
+    assert SequenceClassification({}, classes=map(str, range(2))).classes == ["0", "1"]
     assert SequenceClassification({}, None).mean_over == "labels"
     Named.mean_over = "samples"
     assert Named({}, None).mean_over == "samples"
@@ -1703,6 +1704,17 @@ def test_several_labels_of_a_step_move_with_it_and_whole_numbers_are_marked_in_t
             assert torch.equal(batch.y, expected.masked_fill(~own, -1 if marked else 0))
 
 
+class Read(nn.Module):
+    """A network of one's own around a readout."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layers, self.mean = Sequential(nn.Linear(CHANNELS, CLASSES)), Mean()
+
+    def forward(self, x):
+        return self.mean(self.layers(x)[0])
+
+
 def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tmp_path):
     """Alone, a sequence would have another answer than beside a longer one."""
 
@@ -1712,8 +1724,12 @@ def test_a_readout_in_the_network_is_refused_where_sequences_differ_in_length(tm
     y = torch.arange(40) % CLASSES
     for readout in (lambda output, lengths: output, "mean"):
         ragged = [torch.rand(5 + number % 3, CHANNELS) for number in range(40)]
-        with pytest.raises(InputError, match="differ in length, and the Mean in the model is not"):
-            trained_once(SequenceClassification({"train": (ragged, y)}, readout), tmp_path, build)
+        for model in (build, Read):
+            task = SequenceClassification({"train": (ragged, y)}, readout)
+            with pytest.raises(
+                InputError, match="differ in length, and nobody knows whether the M"
+            ):
+                trained_once(task, tmp_path, model)
     task = SequenceClassification({"train": (torch.rand(40, 5, CHANNELS), y)}, lambda out, _: out)
     network = load(trained_once(task, tmp_path, build).run.best, build)
     settings = settings_of(task := SequenceClassification(task.data, task.readout), tmp_path)
@@ -1729,10 +1745,10 @@ class Masking(nn.Module):
 
     def __init__(self, config=None):
         super().__init__()
-        self.layers, self.mean = network(), Mean()
+        self.layers = network()
 
     def forward(self, x):
-        return self.mean(self.layers(x[..., :-1])[0], x[..., -1].sum(0).long())
+        return Mean()(self.layers(x[..., :-1])[0], x[..., -1].sum(0).long())
 
 
 def test_a_readout_in_the_network_that_is_told_the_lengths_reads_out(tmp_path):
@@ -1770,6 +1786,8 @@ def test_input_of_several_sequences_that_differ_in_length_is_trained(tmp_path):
     )
     losses = [trial.evaluate("validation")[0]["loss"] for trial in (doubly, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    message = refusal(output_of, doubly.model, (torch.rand(5, 2, 9), torch.rand(5, 2, 9)))
+    assert "not take batches (T, B, *features) of shape (5, 2, 9), (5, 2, 9): " in message
 
 
 class Judged(SequenceClassification):
