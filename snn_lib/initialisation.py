@@ -156,7 +156,7 @@ def answer_from_the_start(
     Args:
         model: any module; it runs in evaluation mode.
         layer: the last layer of the model, with a bias. The mean of its output over time is the
-            answer. If its class has a ``forward`` of your own, it computes what ``nn.Linear`` does.
+            answer. A ``forward`` of your own in its class has to compute what ``nn.Linear`` does.
         batches: the training data: inputs ``(T, B, *features)``, targets and ``lengths``, int64
             ``(B,)``, or ``None`` if every sequence has T steps. The targets are class numbers,
             int64 ``(B,)``, or numbers in floating point, ``(B, outputs)``.

@@ -144,9 +144,10 @@ def record_of(layer: Any, given: dict[str, Any], output: Tensor) -> SynapseRecor
     (_, x), *others = given.items()  # whatever a user's own forward calls its input
     others = [(name, value) for name, value in others if name.isidentifier() and name != "lengths"]
     named = {"state": state_given(layer, given), **dict(others)}
-    known = inspect.signature(layer.traces).parameters
-    if all(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in known.values()):
-        named = {name: value for name, value in named.items() if name in known}
+    taken = inspect.signature(layer.traces).parameters.values()
+    if not any(one.kind is one.VAR_KEYWORD for one in taken):
+        by_name = {one.name for one in taken if one.kind is not one.POSITIONAL_ONLY}
+        named = {name: value for name, value in named.items() if name in by_name}
     return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest
 
 

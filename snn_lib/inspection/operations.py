@@ -19,11 +19,9 @@ from snn_lib.containers import (
     WEIGHTED,
     Output,
     PerStep,
-    Readout,
     Sequential,
     Weighted,
     holds_weights,
-    runs_forward_of,
     weighs_once,
 )
 from snn_lib.inspection.activity import Activity
@@ -86,13 +84,13 @@ class CountedNetwork(Sequential):
             ``(T, B)``. At padding they are zero.
 
     Shape:
-        As the model. The ``lengths`` say what is counted. The layers run all steps, and the state
-        is the last one's.
+        As the model. The ``lengths`` say what is counted. The layers, and readouts among them, run
+        all steps, and the state is the last one's.
 
     Raises:
         ValueError: the model is no chain, a module around layers has hooks, or a layer has weights
             that nothing here counts; or, in a call, a layer is given another number of steps than
-            the network, or sequences are padded and a layer is a readout.
+            the network.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -122,9 +120,6 @@ class CountedNetwork(Sequential):
         shape = x.shape[:2]
         own = torch.ones(shape, dtype=torch.bool, device=x.device)
         own = own if lengths is None else within(own, lengths)
-        for name, layer in self.parts:
-            if isinstance(layer, Readout) and not own.all():
-                raise ValueError(f"layer {name} is a readout, which would read the padding here")
         costs = torch.zeros(shape, dtype=torch.int64, device=x.device)
         for number, output in enumerate(outputs):
             name, layer = self.parts[number]
@@ -227,7 +222,8 @@ def _refuse_uncounted(name: str, layer: nn.Module) -> None:
             _ = layer.products
         except UnknownOperationError as error:
             raise ValueError(f"layer {name} ({type(layer).__name__}): {error}") from None
-    if runs_forward_of(layer, *WEIGHTED) or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
+    counted = [kind.forward for kind in WEIGHTED]
+    if type(layer).forward in counted or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
         if holds_weights(parameter):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from snn_lib.containers import Readout
+from snn_lib.containers import Readout, tensors_in
 from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
 from snn_lib.data.batches import Batch, Split, split_indices
 from snn_lib.data.preparation import SequencePreparation
@@ -163,7 +163,7 @@ class SequenceTask(Task):
         if self.readout is None:
             return output
         if isinstance(self.readout, Readout) and batch.lengths is not None:
-            count = batch.x.shape[1]
+            count = len(batch.lengths)
             require(
                 output.shape[1:2] == (count,),
                 f"the network's output has the shape {tuple(output.shape)}, expected (T, {count}, "
@@ -437,7 +437,7 @@ class SequenceRegression(SequenceTask):
         errors = (at_least_float32(output) - targets).square() * own
         elements = own.expand_as(errors).sum()
         sums = {
-            "samples": batch.x.shape[1],
+            "samples": tensors_in(batch.x)[0].shape[1],
             "squares": errors.detach().sum(),
             "power": (targets.square() * own).sum(),
             "elements": elements,

@@ -142,8 +142,15 @@ def test_neurons_with_a_forward_of_their_own_are_recorded_in_a_compiled_model(x,
     torch.testing.assert_close(monitor[""].membrane, expected)
 
 
-def test_traces_of_a_user_s_own_are_what_is_recorded(x):
-    model = Sequential(nn.Linear(6, 5), Traced(5, 4.0))
+class TracedByPlace(Traced):
+    def traces(self, x, _=None, /, *more):
+        assert not more
+        return super().traces(x)
+
+
+@pytest.mark.parametrize("kind", [Traced, TracedByPlace])
+def test_traces_of_a_user_s_own_are_what_is_recorded(x, kind):
+    model = Sequential(nn.Linear(6, 5), kind(5, 4.0))
     with Monitor(model) as monitor:
         _, state = model(x)
         model(x, state)

@@ -274,15 +274,6 @@ def test_a_layer_that_takes_no_lengths_is_counted_among_padded_sequences():
 # What cannot be counted
 
 
-def test_a_readout_of_the_network_is_refused_among_padded_sequences():
-    """It is handed no lengths here, and its answer would be another one than the model's."""
-    model, x = Sequential(nn.Linear(8, 3), Last()), spikes(9, 2, 8)
-    whole = count(model, x, lengths=torch.tensor([9, 12]))
-    assert whole.operations() == count(model, x).operations()
-    with pytest.raises(ValueError, match="layer 1 is a readout, which would read the padding"):
-        count(model, x, lengths=torch.tensor([9, 4]))
-
-
 class Padding(nn.Module):
     def forward(self, x):
         return nn.functional.pad(x, (0, 0, 0, 0, 0, 5))

@@ -1778,6 +1778,21 @@ class Sum(nn.Module):
         return self.layers(x[0] + x[1])[0]
 
 
+@pytest.mark.parametrize("kind", [SequenceClassification, SequenceRegression])
+def test_input_of_several_sequences_is_read_out(kind, tmp_path):
+    x, y = sequences()
+    y = y if kind is SequenceClassification else torch.rand(len(y), CLASSES)
+    doubled = type("Twice", (kind,), {"encode": Doubly.encode})
+    losses = [
+        trained_once(task, tmp_path, model).evaluate("validation")[0]["loss"]
+        for task, model in (
+            (doubled({"train": (x, y)}, "mean"), Sum),
+            (kind({"train": ([1.5 * one for one in x], y)}, "mean"), network),
+        )
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_input_of_several_sequences_that_differ_in_length_is_trained(tmp_path):
     x, y = labelled()
     doubly = trained_once(Doubly({"train": (x, y)}, None), tmp_path, Sum)
