@@ -165,7 +165,8 @@ class Task:
         It may also be set on the task.
         """
         methods = filter(callable, map(self._method, names))
-        return any(not str(method.__module__).startswith("snn_lib.") for method in methods)
+        modules = (str(getattr(method, "__module__", "")) for method in methods)
+        return any(not module.startswith("snn_lib.") for module in modules)
 
     def _method(self, name: str) -> Any:
         """What is called by this name, or nothing; a property is not computed."""
