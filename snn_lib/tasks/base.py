@@ -169,8 +169,9 @@ class Task:
         return any(not module.startswith("snn_lib.") for module in modules)
 
     def _method(self, name: str) -> Any:
-        """What is called by this name, or nothing; a property is not computed."""
-        return vars(self).get(name, getattr(type(self), name, None))
+        """The method of this name, or nothing; a property is not computed."""
+        method = getattr(type(self), name, None)
+        return vars(self).get(name, method) if callable(method) else None
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses to test or resume a network whose output or input had another meaning.

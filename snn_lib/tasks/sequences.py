@@ -330,11 +330,11 @@ class SequenceClassification(SequenceTask, Classification):
                 return
             try:
                 output = output_of(model, batch.x, batch.lengths)
-            except InputError:  # which only the user's loss can read
+                if output.shape[-1] < 2 and not self._is_of_the_user("logits"):
+                    return
+                logits, labels = self.logits(output, batch), labels_of(batch)
+            except (InputError, TypeError):  # only the user's loss can run the model or read it
                 return
-            if output.shape[-1] < 2 and not self._is_of_the_user("logits"):
-                return
-            logits, labels = self.logits(output, batch), labels_of(batch)
             if logits.shape[:-1] != labels.shape or logits.shape[-1] < 2:  # a user's own
                 return
             classes = logits.shape[2]
@@ -407,13 +407,13 @@ class SequenceRegression(SequenceTask):
         changes = getattr(config, "augmentation", None)
         changed = isinstance(changes, AugmentationSettings) and changes != AugmentationSettings()
         require(
-            not changed or type(self).augment is not SequenceTask.augment,
+            not changed or self._is_of_the_user("augment"),
             "augmentation has no effect: the targets of a regression would have to change as well",
             SettingsError,
         )
         require(
             not getattr(config.hyperparameters, "label_smoothing", 0.0)
-            or type(self).loss is not SequenceRegression.loss,
+            or self._is_of_the_user("loss"),
             "hyperparameters.label_smoothing has no effect on the targets of a regression",
             SettingsError,
         )

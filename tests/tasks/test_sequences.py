@@ -705,6 +705,18 @@ def test_what_is_set_on_a_task_or_needs_no_instance_is_its_own_as_well(name, way
     assert task.usage()["readout"] is None
 
 
+class Unread(SequenceClassification):
+    def loss(self, model, batch):
+        return model(batch.x)[0].data.sum(), {}
+
+
+def test_what_a_task_holds_is_no_method_that_its_loss_calls():
+    def data(config):
+        return data.answer
+
+    assert Unread(data, "mean").usage()["readout"] is None
+
+
 @pytest.mark.parametrize("kind", [Turned, Answering, SequenceClassification])
 def test_early_answers_are_those_of_counted_spikes_alone(kind):
     task, model = prepared(kind({"train": sequences(), "test": sequences(seed=1)})), network()
@@ -1862,17 +1874,32 @@ class Naming(nn.Linear):
         return {"logits": super().forward(x)}
 
 
+class Telling(nn.Linear):
+    def forward(self, x, lengths):
+        return super().forward(x)
+
+
+class Part(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).repeat(1, 1, 2)
+
+
 class ByName(SequenceClassification):
+    classes = "a", "b", "c"
+
     def loss(self, model, batch):
-        logits = self.logits(model(batch.x)["logits"], batch)
+        output = model(batch.x, batch.lengths) if isinstance(model, Telling) else model(batch.x)
+        output = output["logits"] if isinstance(model, Naming) else output[..., :CLASSES]
+        logits = self.logits(output, batch)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.y.flatten())
         return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
 
 
-def test_what_only_the_user_s_loss_can_read_is_reported_without_an_accuracy_by_class():
+@pytest.mark.parametrize("kind", [Naming, Telling, Part])
+def test_what_only_the_user_s_loss_can_read_is_reported_without_an_accuracy_by_class(kind):
     data = torch.rand(12, 9, CHANNELS), torch.randint(2, (12, 9))
     task = prepared(ByName({"train": data, "test": data}, None))
-    model = Naming(CHANNELS, CLASSES).eval()
+    model = kind(CHANNELS, CLASSES).eval()
     assert task.loss(model, next(task.batches("test")))[0].isfinite()
     assert not any("by class" in line for line in task.report(model, None))
 
