@@ -198,6 +198,14 @@ class Cell(Constrained):
             own = cls.__module__.startswith("snn_lib.")
             name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
             cls.kind = register(Kind(name, cls.step, cls.states, cls.coefficients))
+        elif cls.step is not Cell.step:
+            for attribute in ("states", "coefficients"):
+                ours, theirs = (len(getattr(kind, attribute)) for kind in (cls, above))
+                if ours != theirs:
+                    raise ValueError(
+                        f"{cls.__name__}.{attribute} names {ours}, but its step is that of "
+                        f"{above.__name__}, which takes {theirs}: define a step"
+                    )
 
     def __init__(
         self,

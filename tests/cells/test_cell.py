@@ -470,6 +470,14 @@ REFUSED = [  # what is built or run, and the words
     (lambda: type("Twice", (Cell,), {"states": ("a", "a")}), "Twice.states names 'a' twice"),
     (lambda: type("Stepless", (Cell,), {})(3), "Stepless has no step"),
     (lambda: type("Method", (Cell,), {"step": leak}), "Method.step is a method: write @static"),
+    (
+        lambda: type("More", (SoftReset,), {"states": ("a", "b", "c")}),
+        "More.states names 3, but its step is that of SoftReset, which takes 2: define a step",
+    ),
+    (
+        lambda: type("Fewer", (SoftReset,), {"coefficients": ("decay",)}),
+        "Fewer.coefficients names 1, but its step is that of SoftReset, which takes 2: define",
+    ),
     (lambda: type("Fireless", (Cell,), {"step": staticmethod(lambda x, state, coefficients: x)}),
      r"Fireless.step\(x, state, coefficients\): expected four arguments, x, state"),
     (lambda: NoComma(3)(X), r"NoComma returns its states as Tensor, .* such as \(state,\) for a"),
