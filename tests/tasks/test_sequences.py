@@ -1928,7 +1928,9 @@ def test_logits_of_one_s_own_shape_are_reported_without_an_accuracy_by_class(sha
 
 
 @pytest.mark.parametrize("kind", [Event, AnsweredEvent])
-@pytest.mark.parametrize("targets", [torch.randint(2, (12, 9)), torch.rand(12, 9)])
+@pytest.mark.parametrize(
+    "targets", [torch.randint(2, (12, 9)), torch.zeros(12, 9).long(), torch.rand(12, 9)]
+)
 def test_an_event_at_a_step_is_reported_without_an_accuracy_by_class(targets, kind):
     data = torch.rand(12, 9, CHANNELS), targets
     task = prepared(kind({"train": data, "test": data}, None))
