@@ -435,7 +435,7 @@ def _weighs(module: nn.Module | None) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
     if not _has_weights(module):
         return False
-    parts = module.modules() if isinstance(module, PerStep) else [module]
+    parts = [module, module.module] if isinstance(module, PerStep) else [module]
     return all(runs_forward_of(part, PerStep, *WEIGHTED) for part in parts)
 
 

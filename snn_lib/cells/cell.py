@@ -198,14 +198,6 @@ class Cell(Constrained):
             own = cls.__module__.startswith("snn_lib.")
             name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
             cls.kind = register(Kind(name, cls.step, cls.states, cls.coefficients))
-        elif cls.step is not Cell.step:
-            for attribute in ("states", "coefficients"):
-                ours, theirs = (len(getattr(kind, attribute)) for kind in (cls, above))
-                if ours != theirs:
-                    raise ValueError(
-                        f"{cls.__name__}.{attribute} names {ours}, but its step is that of "
-                        f"{above.__name__}, which takes {theirs}: define a step"
-                    )
 
     def __init__(
         self,
@@ -218,8 +210,17 @@ class Cell(Constrained):
         **values: "PerChannel | Sequence[PerChannel]",
     ) -> None:
         super().__init__()
+        name = type(self).__name__
         if type(self).step is Cell.step:
-            raise TypeError(f"{type(self).__name__} has no step")
+            raise TypeError(f"{name} has no step")
+        above = next(base for base in type(self).__mro__ if "kind" in vars(base))  # has its step
+        for attribute in ("states", "coefficients"):
+            ours, theirs = (len(getattr(kind, attribute)) for kind in (type(self), above))
+            if ours != theirs:
+                raise ValueError(
+                    f"{name}.{attribute} names {ours}, but its step is that of {above.__name__}, "
+                    f"which takes {theirs}: define a step"
+                )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         check_surrogate(surrogate)

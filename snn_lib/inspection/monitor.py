@@ -142,12 +142,11 @@ def record_of(layer: Any, given: dict[str, Any], output: Tensor) -> SynapseRecor
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(output.detach().clone())  # the next layer may work in place
     (_, x), *others = given.items()  # whatever a user's own forward calls its input
-    others = [(name, value) for name, value in others if name.isidentifier() and name != "lengths"]
-    named = {"state": state_given(layer, given), **dict(others)}
-    taken = inspect.signature(layer.traces).parameters.values()
-    if not any(one.kind is one.VAR_KEYWORD for one in taken):
-        by_name = {one.name for one in taken if one.kind is not one.POSITIONAL_ONLY}
-        named = {name: value for name, value in named.items() if name in by_name}
+    named = {} if (state := state_given(layer, given)) is None else {"state": state}
+    named |= {name: value for name, value in others if name.isidentifier() and name != "lengths"}
+    known = inspect.signature(layer.traces).parameters
+    if all(one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in known.values()):
+        named = {name: value for name, value in named.items() if name in known}
     return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
-from snn_lib.containers import Readout, tensors_in
+from snn_lib.containers import Readout
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, limit_length, one_line, require
@@ -263,12 +263,12 @@ def names_in(function: Callable) -> set[str]:
     return names
 
 
-def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+def output_of(model: nn.Module, x: Any, lengths: Tensor | None = None) -> Tensor:
     """The output of a model that returns it alone or together with a state.
 
     Args:
         model: the model, which is not told the lengths.
-        x: ``(T, B, *features)``, or a tuple of several.
+        x: ``(T, B, *features)``, or what else a model takes.
         lengths: of the sequences, if they are padded: then a readout within the model is refused.
 
     Raises:
@@ -284,10 +284,9 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
             raise InputError(f"the model does not run: {one_line(error)}") from error
         if not any(word in str(error) for word in ("shape", "channels", "dimension")):
             raise
-        shapes = ", ".join(str(tuple(one.shape)) for one in tensors_in(x))
+        found = f" of shape {tuple(x.shape)}" if isinstance(x, Tensor) else ""
         raise InputError(
-            f"the model does not take batches (T, B, *features) of shape {shapes}: "
-            f"{one_line(error)}"
+            f"the model does not take batches (T, B, *features){found}: {one_line(error)}"
         ) from error
     output = result[0] if isinstance(result, tuple) else result
     require(
@@ -295,22 +294,23 @@ def output_of(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Ten
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
     if lengths is not None:
-        _refuse_readouts(model, tensors_in(x)[0], output, lengths)
+        _refuse_readouts(model, x, output, lengths)
     return output
 
 
-def _refuse_readouts(model: nn.Module, x: Tensor, output: Tensor, lengths: Tensor) -> None:
+def _refuse_readouts(model: nn.Module, x: Any, output: Tensor, lengths: Tensor) -> None:
     """Refuses a readout in the model, which perhaps has read the padding."""
     # The shapes come first, as a look at numbers on a device waits for it.
-    if output.shape[:2] == x.shape[:2] or (lengths >= len(x)).all():
+    steps = len(x) if isinstance(x, Tensor) else int(lengths.max())
+    if output.shape[:2] == (steps, len(lengths)) or (lengths >= steps).all():
         return
-    for part in model.modules():
+    for part in model.modules() if isinstance(model, nn.Module) else ():
         kind = type(part).__name__
         require(
             not isinstance(part, Readout),
             f"the sequences differ in length, and nobody knows whether the {kind} in the model is "
-            f"told: leave it out, and give its name to the task as the readout, or call {kind}()"
-            "(output, lengths) in your forward",
+            "told their lengths: leave it out, and give its name to the task as the readout, or "
+            f"call {kind}()(output, lengths) in your forward",
         )
 
 

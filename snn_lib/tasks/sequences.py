@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from snn_lib.containers import Readout, tensors_in
+from snn_lib.containers import Readout
 from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
 from snn_lib.data.batches import Batch, Split, split_indices
 from snn_lib.data.preparation import SequencePreparation
@@ -251,10 +251,7 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
-        for given in (classes, self.classes):  # here, or in its class
-            if isinstance(given, (str, set, frozenset, dict)):  # in any order, or letters
-                raise ValueError(f"classes is {given!r}, expected their names in a list, by number")
-        self.classes = list(classes) or list(self.classes)
+        self.classes = names_of_classes(classes) or names_of_classes(self.classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
         self.mean_over = self.mean_over or ("labels" if self.readout is None else "samples")
 
@@ -332,8 +329,10 @@ class SequenceClassification(SequenceTask, Classification):
             try:
                 output = output_of(model, batch.x, batch.lengths)
                 logits, labels = self.logits(output, batch), labels_of(batch)
-            except (InputError, TypeError):
-                return
+            except Exception:
+                if self._is_of_the_user("loss"):
+                    return
+                raise
             if logits.shape[:-1] != labels.shape or logits.shape[-1] < 2:
                 return
             classes = logits.shape[2]
@@ -406,13 +405,13 @@ class SequenceRegression(SequenceTask):
         changes = getattr(config, "augmentation", None)
         changed = isinstance(changes, AugmentationSettings) and changes != AugmentationSettings()
         require(
-            not changed or self._is_of_the_user("augment"),
+            not changed or self._method("augment") is not SequenceTask.augment,
             "augmentation has no effect: the targets of a regression would have to change as well",
             SettingsError,
         )
         require(
             not getattr(config.hyperparameters, "label_smoothing", 0.0)
-            or self._is_of_the_user("loss"),
+            or self._method("loss") is not SequenceRegression.loss,
             "hyperparameters.label_smoothing has no effect on the targets of a regression",
             SettingsError,
         )
@@ -436,7 +435,7 @@ class SequenceRegression(SequenceTask):
         errors = (at_least_float32(output) - targets).square() * own
         elements = own.expand_as(errors).sum()
         sums = {
-            "samples": tensors_in(batch.x)[0].shape[1],
+            "samples": batch.y.shape[int(self.targets_are_sequences)],
             "squares": errors.detach().sum(),
             "power": (targets.square() * own).sum(),
             "elements": elements,
@@ -459,6 +458,17 @@ def _mark(labels: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return labels
     return labels.masked_fill(~within(labels, lengths), NO_LABEL)
+
+
+def names_of_classes(classes: Sequence[str]) -> list[str]:
+    """The names in a list.
+
+    Raises:
+        ValueError: they are letters, or in any order.
+    """
+    if isinstance(classes, (str, set, frozenset, dict)):
+        raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
+    return list(classes)
 
 
 def find_readout(readout: str | ReadoutFunction | None) -> ReadoutFunction | None:

@@ -51,6 +51,12 @@ class SoftReset(Cell):
         return spikes, (membrane - spikes, 0.5 * trace + spikes)
 
 
+class More(SoftReset):
+    """Names a state that its step does not take, for what derives from it and has another."""
+
+    states = ("membrane", "trace", "other")
+
+
 class Leak(Cell):
     """A filter whose rows are a delay line: what came two steps ago counts."""
 
@@ -470,14 +476,10 @@ REFUSED = [  # what is built or run, and the words
     (lambda: type("Twice", (Cell,), {"states": ("a", "a")}), "Twice.states names 'a' twice"),
     (lambda: type("Stepless", (Cell,), {})(3), "Stepless has no step"),
     (lambda: type("Method", (Cell,), {"step": leak}), "Method.step is a method: write @static"),
-    (
-        lambda: type("More", (SoftReset,), {"states": ("a", "b", "c")}),
-        "More.states names 3, but its step is that of SoftReset, which takes 2: define a step",
-    ),
-    (
-        lambda: type("Fewer", (SoftReset,), {"coefficients": ("decay",)}),
-        "Fewer.coefficients names 1, but its step is that of SoftReset, which takes 2: define",
-    ),
+    (lambda: More(3, decay=0.5, gains=[1.0, 1.0]),
+     "More.states names 3, but its step is that of SoftReset, which takes 2: define a step"),
+    (lambda: type("Fewer", (SoftReset,), {"coefficients": ("decay",)})(3, decay=0.5),
+     "Fewer.coefficients names 1, but its step is that of SoftReset, which takes 2: define"),
     (lambda: type("Fireless", (Cell,), {"step": staticmethod(lambda x, state, coefficients: x)}),
      r"Fireless.step\(x, state, coefficients\): expected four arguments, x, state"),
     (lambda: NoComma(3)(X), r"NoComma returns its states as Tensor, .* such as \(state,\) for a"),

@@ -142,15 +142,22 @@ def test_neurons_with_a_forward_of_their_own_are_recorded_in_a_compiled_model(x,
     torch.testing.assert_close(monitor[""].membrane, expected)
 
 
-class TracedByPlace(Traced):
-    def traces(self, x, _=None, /, *more):
-        assert not more
-        return super().traces(x)
+class TracedByPlace(SpikingNeuron):
+    def traces(self, x, *state):
+        return super().traces(x, *state)
 
 
-@pytest.mark.parametrize("kind", [Traced, TracedByPlace])
-def test_traces_of_a_user_s_own_are_what_is_recorded(x, kind):
-    model = Sequential(nn.Linear(6, 5), kind(5, 4.0))
+def test_traces_that_take_the_state_by_its_place_record_what_begins_at_rest(x):
+    model = TracedByPlace(6, 4.0)
+    with Monitor(model) as monitor:
+        output, state = model(2 * x)
+        assert torch.equal(monitor[""].spikes, output)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'state'"):
+            model(2 * x, state)
+
+
+def test_traces_of_a_user_s_own_are_what_is_recorded(x):
+    model = Sequential(nn.Linear(6, 5), Traced(5, 4.0))
     with Monitor(model) as monitor:
         _, state = model(x)
         model(x, state)

@@ -1075,6 +1075,7 @@ def test_names_of_classes_may_stand_in_the_class_of_a_task():
 
     with pytest.raises(ValueError, match="expected their names in a list"):
         Unordered({})
+    assert Unordered({}, classes=["c"]).classes == ["c"]
     assert Named({}).classes == ["a", "b"]
     assert Named({}, classes=["c"]).classes == ["c"]
     assert SequenceClassification({}).classes == []
@@ -1814,7 +1815,7 @@ def test_input_of_several_sequences_that_differ_in_length_is_trained(tmp_path):
     losses = [trial.evaluate("validation")[0]["loss"] for trial in (doubly, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     message = refusal(output_of, doubly.model, (torch.rand(5, 2, 9), torch.rand(5, 2, 9)))
-    assert "not take batches (T, B, *features) of shape (5, 2, 9), (5, 2, 9): " in message
+    assert "the model does not take batches (T, B, *features): " in message
 
 
 class Judged(SequenceClassification):
@@ -1884,18 +1885,24 @@ class Part(nn.Linear):
         return super().forward(x).repeat(1, 1, 2)
 
 
+class Batched(nn.Linear):
+    def forward(self, batch):
+        return super().forward(batch.x)
+
+
 class ByName(SequenceClassification):
     classes = "a", "b", "c"
 
     def loss(self, model, batch):
-        output = model(batch.x, batch.lengths) if isinstance(model, Telling) else model(batch.x)
+        given = {Telling: (batch.x, batch.lengths), Batched: (batch,)}.get(type(model), (batch.x,))
+        output = model(*given)
         output = output["logits"] if isinstance(model, Naming) else output[..., :CLASSES]
         logits = self.logits(output, batch)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.y.flatten())
         return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
 
 
-@pytest.mark.parametrize("kind", [Naming, Telling, Part])
+@pytest.mark.parametrize("kind", [Naming, Telling, Part, Batched])
 def test_what_only_the_user_s_loss_can_read_is_reported_without_an_accuracy_by_class(kind):
     data = torch.rand(12, 9, CHANNELS), torch.randint(2, (12, 9))
     task = prepared(ByName({"train": data, "test": data}, None))
