@@ -142,9 +142,11 @@ def record_of(layer: Any, given: dict[str, Any], output: Tensor) -> SynapseRecor
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(output.detach().clone())  # the next layer may work in place
     (_, x), *others = given.items()  # whatever a user's own forward calls its input
-    named = {} if (state := state_given(layer, given)) is None else {"state": state}
-    named |= {name: value for name, value in others if name.isidentifier() and name != "lengths"}
-    known = inspect.signature(layer.traces).parameters
+    named = {name: one for name, one in others if name.isidentifier() and name != "lengths"}
+    known, state = inspect.signature(layer.traces).parameters, state_given(layer, given)
+    unnamed = state is not None and all(one is not state for one in named.values())
+    if "state" in known or unnamed:
+        named = {"state": state, **named}
     if all(one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in known.values()):
         named = {name: value for name, value in named.items() if name in known}
     return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest

@@ -434,8 +434,10 @@ class SequenceRegression(SequenceTask):
         targets = at_least_float32(batch.y)
         errors = (at_least_float32(output) - targets).square() * own
         elements = own.expand_as(errors).sum()
+        # A model may take several inputs, and the targets may have been replaced.
+        one = batch.x if isinstance(batch.x, Tensor) else output
         sums = {
-            "samples": batch.y.shape[int(self.targets_are_sequences)],
+            "samples": one.shape[1] if one is batch.x or self.readout is None else len(one),
             "squares": errors.detach().sum(),
             "power": (targets.square() * own).sum(),
             "elements": elements,

@@ -142,6 +142,14 @@ def test_neurons_with_a_forward_of_their_own_are_recorded_in_a_compiled_model(x,
     torch.testing.assert_close(monitor[""].membrane, expected)
 
 
+class TracedByItsName(SpikingNeuron):
+    def forward(self, x, s=None):
+        return super().forward(x, s)
+
+    def traces(self, x, s=None, **others):
+        return super().traces(x, s, **others)
+
+
 class TracedByPlace(SpikingNeuron):
     def traces(self, x, *state):
         return super().traces(x, *state)
@@ -180,7 +188,7 @@ class HandingAllOn(SpikingNeuron):
         return super().traces(*arguments, **others)
 
 
-@pytest.mark.parametrize("kind", [TracedByState, HandingOn, HandingAllOn])
+@pytest.mark.parametrize("kind", [TracedByState, HandingOn, HandingAllOn, TracedByItsName])
 def test_traces_are_given_the_state_by_its_name_and_what_else_they_know(x, kind):
     model = kind(6, 4.0)
     _, state = model(2 * x[:9])

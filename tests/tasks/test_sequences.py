@@ -1791,6 +1791,18 @@ class Sum(nn.Module):
         return self.layers(x[0] + x[1])[0]
 
 
+class Copying(SequenceRegression):
+    def encode(self, batch):
+        return batch._replace(y=batch.x)
+
+
+def test_targets_of_another_shape_are_counted_as_the_sequences():
+    data = torch.rand(12, 7, CHANNELS), torch.rand(12, 3)
+    task = prepared(Copying({"train": data}, lambda output, lengths: output))
+    _, sums = task.loss(nn.Linear(CHANNELS, CHANNELS), next(task.batches("train")))
+    assert sums["samples"] == 8
+
+
 @pytest.mark.parametrize("kind", [SequenceClassification, SequenceRegression])
 def test_input_of_several_sequences_is_read_out(kind, tmp_path):
     x, y = sequences()
