@@ -143,12 +143,13 @@ def record_of(layer: Any, given: dict[str, Any], output: Tensor) -> SynapseRecor
         return SynapseRecord(output.detach().clone())  # the next layer may work in place
     (_, x), *others = given.items()  # whatever a user's own forward calls its input
     named = {name: one for name, one in others if name.isidentifier() and name != "lengths"}
-    known, state = inspect.signature(layer.traces).parameters, state_given(layer, given)
+    taken, state = inspect.signature(layer.traces).parameters.values(), state_given(layer, given)
+    known = [o.name for o in taken if o.kind in (o.POSITIONAL_OR_KEYWORD, o.KEYWORD_ONLY)]
     unnamed = state is not None and all(one is not state for one in named.values())
     if "state" in known or unnamed:
         named = {"state": state, **named}
-    if all(one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) for one in known.values()):
-        named = {name: value for name, value in named.items() if name in known}
+    if len(known) == len(taken):  # it takes no others
+        named = {name: one for name, one in named.items() if name in known}
     return NeuronRecord(*layer.traces(x, **named))  # padding is recorded like the rest
 
 

@@ -301,8 +301,11 @@ def output_of(model: nn.Module, x: Any, lengths: Tensor | None = None) -> Tensor
 def _refuse_readouts(model: nn.Module, x: Any, output: Tensor, lengths: Tensor) -> None:
     """Refuses a readout in the model, which perhaps has read the padding."""
     # The shapes come first, as a look at numbers on a device waits for it.
-    steps = len(x) if isinstance(x, Tensor) else int(lengths.max())
-    if output.shape[:2] == (steps, len(lengths)) or (lengths >= steps).all():
+    if isinstance(x, Tensor):
+        steps, batch = x.shape[:2]
+    else:
+        steps, batch = max(lengths.tolist(), default=0), len(lengths)
+    if output.shape[:2] == (steps, batch) or (lengths >= steps).all():
         return
     for part in model.modules() if isinstance(model, nn.Module) else ():
         kind = type(part).__name__
