@@ -25,8 +25,8 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
 
     A network may also hold one, or a :class:`snn_lib.Chunked` of one, if its ``forward`` hands its
     input on, without a state, and returns the output as they are. To find out, the ``forward`` runs
-    once with an input and an output that nothing can be computed with. What the network keeps in
-    its lists and dictionaries stays as it was, but not in those within them.
+    once with an input and an output that nothing can be computed with. What it adds to
+    a list or dictionary of the network is not there afterwards, unless that lies in another one.
 
     Raises:
         ValueError: there is not one Sequential, or the ``forward`` does more. The message says how
@@ -35,7 +35,7 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
     if isinstance(network, Chunked):
         return _within("module", network.module)
     kind = type(network)
-    if isinstance(network, Sequential) and runs_forward_of(network, Sequential):
+    if runs_forward_of(network, Sequential):
         return "", network
     parts: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
@@ -66,11 +66,10 @@ def layers_of(
     """
     while isinstance(module, Chunked):
         name, module = f"{name}.module", module.module
-    chains = Sequential, nn.Sequential
-    if isinstance(module, chains) and runs_forward_of(module, *chains):
+    if runs_forward_of(module, Sequential, nn.Sequential):
         for child, part in module._modules.items():  # a part that is used twice is there twice
             yield from layers_of(part, f"{name}.{child}".lstrip("."), (*around, module))
-    elif isinstance(module, PerStep) and runs_forward_of(module, PerStep):
+    elif runs_forward_of(module, PerStep):
         yield from layers_of(module.module, f"{name}.module", (*around, module))
     else:
         yield name, module, around

@@ -221,11 +221,7 @@ def _check_module(module: nn.Module) -> None:
 
 def _forgetful(module: nn.Module, state: Any) -> tuple[nn.Module, nn.Module] | None:
     """A module that returned no state, and a layer in it that has one; or else ``None``."""
-    if (
-        isinstance(module, Sequential)
-        and runs_forward_of(module, Sequential)
-        and isinstance(state, tuple)
-    ):
+    if runs_forward_of(module, Sequential) and isinstance(state, tuple):
         found = map(_forgetful, module, state)
         return next((pair for pair in found if pair is not None), None)
     if state is not None or not isinstance(module, nn.Module):  # a function has no layers

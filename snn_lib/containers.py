@@ -11,7 +11,7 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeGuard, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from snn_lib.products import SkippingZeros, may_skip_zeros
 from snn_lib.pytorch_private import comes_from_compile, is_compiled, register_named_tuple
 from snn_lib.recomputing import decide
 
+Kind = TypeVar("Kind", bound=nn.Module)
 Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMALISATIONS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
@@ -275,7 +276,7 @@ class Sequential(StatefulModule):
     ) -> tuple[list[Tensor], tuple[Any, ...]]:
         """Runs the modules and returns every module's output, for a loss on hidden spikes, say.
 
-        A module of your own must not change its input in place, which is the output of another.
+        A module of your own must not change its input in place: it is the output of another one.
 
         Returns:
             The list of the modules' outputs, ``(B, T, *)`` with ``batch_first`` and ``(B, *)`` from
@@ -417,13 +418,14 @@ def part_with_memory(module: nn.Module) -> nn.Module | None:
     return next(stateful, None)
 
 
-def runs_forward_of(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
-    """Whether a module's ``forward`` is that of one of these classes.
+def runs_forward_of(module: Any, *kinds: type[Kind]) -> TypeGuard[Kind]:
+    """Whether a module is of one of these classes and runs the ``forward`` that stands there.
 
-    It is not if a user's class has another one, or if another one was set on the module.
+    It does not if a user's class has another one, or if another one was set on the module.
     """
-    forward = getattr(getattr(module, "forward", None), "__func__", None)
-    return forward in {kind.forward for kind in kinds}
+    if not isinstance(module, kinds):
+        return False
+    return getattr(module.forward, "__func__", None) in {kind.forward for kind in kinds}
 
 
 def _has_weights(module: nn.Module | None) -> bool:

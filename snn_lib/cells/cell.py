@@ -57,7 +57,7 @@ class Constrained(StatefulModule):
     def effective_coefficients(self) -> dict[str, Tensor]:
         """The coefficients that the layer computes with, by name, in the order of the class.
 
-        In training, a parameter is set to what has its name here, see :meth:`coefficients_of_call`.
+        In training, a parameter is set to the tensor of its name, see :meth:`coefficients_of_call`.
         """
         raise NotImplementedError
 
@@ -355,7 +355,7 @@ class Cell(Constrained):
         return key_of(self.kind, tuple(self.state_rows().values()), tuple(rows))
 
     def state_rows(self) -> dict[str, int | None]:
-        """How many rows each state has, in the order of ``states``; ``None`` for no dimension."""
+        """By name and in order, how many rows each state has; ``None`` if it has none to count."""
         return dict.fromkeys(self.states)
 
     # ---------------------------------------------------------------------------------------------

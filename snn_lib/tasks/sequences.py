@@ -251,7 +251,7 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
-        self.classes = names_of_classes(classes) or names_of_classes(self.classes)
+        self.classes = _names_of_classes(classes) or _names_of_classes(self.classes)
         self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
         self.mean_over = self.mean_over or ("labels" if self.readout is None else "samples")
 
@@ -434,10 +434,9 @@ class SequenceRegression(SequenceTask):
         targets = at_least_float32(batch.y)
         errors = (at_least_float32(output) - targets).square() * own
         elements = own.expand_as(errors).sum()
-        # A model may take several inputs, and the targets may have been replaced.
-        one = batch.x if isinstance(batch.x, Tensor) else output
+        several = not isinstance(batch.x, Tensor)  # inputs, of which any may be no sequence
         sums = {
-            "samples": one.shape[1] if one is batch.x or self.readout is None else len(one),
+            "samples": output.shape[self.readout is None] if several else batch.x.shape[1],
             "squares": errors.detach().sum(),
             "power": (targets.square() * own).sum(),
             "elements": elements,
@@ -462,7 +461,7 @@ def _mark(labels: Tensor, lengths: Tensor | None) -> Tensor:
     return labels.masked_fill(~within(labels, lengths), NO_LABEL)
 
 
-def names_of_classes(classes: Sequence[str]) -> list[str]:
+def _names_of_classes(classes: Sequence[str]) -> list[str]:
     """The names in a list.
 
     Raises:
