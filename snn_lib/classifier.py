@@ -63,7 +63,7 @@ class SpikingEstimator(BaseCollectionEstimator):
             training series up to a tenth of the steps of the longest one, the second up to two
             tenths, and so on. At each of these moments a stream answers by the layer for it, and
             between them it keeps its answer.
-        random_state: seed or generator of the filters' and the neurons' weights.
+        random_state: seed of the filters' and the neurons' weights, or NumPy's ``RandomState``.
         n_jobs: threads of PyTorch that ``fit`` and ``predict`` use; -1 for all processors. It is a
             number of the whole process, so Python's own threads should fit one after the other.
         verbose: whether ``fit`` shows a bar.

@@ -380,6 +380,9 @@ def raw_steps(preparation: Preparation | None, x: np.ndarray | Tensor) -> np.nda
     """The values of each step as they were measured, from a network's input.
 
     That is what an exported network takes. Both are ``(T, B, *features)``.
+
+    Raises:
+        ValueError: ``x`` has other features than series that are prepared.
     """
     x = x.detach().cpu().double().numpy() if isinstance(x, Tensor) else unmasked(x).astype(float)
     match preparation:
@@ -387,6 +390,8 @@ def raw_steps(preparation: Preparation | None, x: np.ndarray | Tensor) -> np.nda
             return x / rate
         case PixelPreparation(max_rate=rate):
             return x / rate + MEAN_PIXEL
-        case SeriesPreparation(mean=mean, deviation=deviation):
+        case SeriesPreparation(mean=mean, deviation=deviation, features=features):
+            if x.shape[2:] != features:
+                raise ValueError(f"x has the shape {x.shape}, expected (T, B, *{features})")
             return x[..., : len(mean)] * deviation.numpy() + mean.numpy()
     return x

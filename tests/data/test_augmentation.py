@@ -138,6 +138,13 @@ def test_crops_have_the_asked_area_and_ratio_and_lie_inside_the_image():
     np.testing.assert_allclose(share.std(0), 1 / math.sqrt(3), rtol=0.1)
 
 
+def test_crops_are_as_often_wide_as_tall():
+    maps = affine_maps(grids(1000, transform(scale=(0.1, 0.2), ratio=(0.25, 4.0))))
+    ratios = np.log(maps[:, 0, 0] / maps[:, 1, 1]) / math.log(4.0)
+    np.testing.assert_allclose(ratios.mean(), 0, atol=0.1)
+    np.testing.assert_allclose(ratios.std(), 1 / math.sqrt(3), rtol=0.1)
+
+
 def test_crops_that_are_longer_than_the_image_end_at_its_edge():
     maps = affine_maps(grids(400, transform(scale=(0.8, 1.0), ratio=(0.5, 2.0))))
     sides = np.stack([maps[:, 0, 0], maps[:, 1, 1]], 1)
