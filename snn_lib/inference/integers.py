@@ -21,14 +21,7 @@ from torch import Tensor, nn
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.arrays import unmasked
 from snn_lib.inference.description import preparation_of
-from snn_lib.inference.lowering import (
-    HEADROOM,
-    STATE_BITS,
-    Lowering,
-    Values,
-    fraction_of,
-    towards_zero,
-)
+from snn_lib.inference.lowering import HEADROOM, STATE_BITS, Lowering, Values, fraction_of
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import Line, Trace, Value
@@ -448,9 +441,7 @@ def _with_named_factors(step: Step) -> Step:
             names[line.name] = constant(f"constant{line.name}", result.astype(float))
             continue
         if line.operation == "div" and known[1] is not None:
-            # Neurons fire above 1, which 3 / 3 must not pass.
-            inverse = towards_zero(1 / known[1].astype(float))
-            values[1] = constant(f"inverse_of_{values[1]}", inverse)
+            values[1] = constant(f"inverse_of_{values[1]}", 1 / known[1])
             line = replace(line, operation="mul")
         elif line.operation == "mul":
             values = [

@@ -90,8 +90,8 @@ class MaxPooling(Pooling):
 class AveragePooling(Pooling):
     """An ``nn.AvgPool2d``: the sum, divided by the number of positions; outside the map are zeros.
 
-    It is divided, not multiplied by a rounded inverse: the mean of ones is exactly 1, a threshold
-    that it must not pass. Integers, which cannot divide, round the inverse towards zero.
+    In floats it is divided, not multiplied by a rounded inverse: the mean of ones is exactly 1, a
+    threshold.
     """
 
 

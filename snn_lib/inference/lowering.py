@@ -398,12 +398,6 @@ def _finest(row: np.ndarray, bits: int) -> int:
     return math.floor(math.log2(((1 << (bits - 1)) - 1) / (float(abs(row).max()) or 1.0)))
 
 
-def towards_zero(row: np.ndarray) -> np.ndarray:
-    """The nearest numbers towards zero that factors of states can be."""
-    unit = 2.0 ** -_finest(row, FACTOR_BITS)
-    return np.trunc(row / unit) * unit
-
-
 def _within_reach(operation: str, value: _Number | _Affine, other: _Number) -> _Number | _Affine:
     """A constant beyond all that it may be compared with is just beyond it, which changes nothing.
 

@@ -1288,38 +1288,6 @@ class Counter(Cell):
 
 
 @needs_compiler
-@pytest.mark.parametrize("side", [7, 13])
-def test_the_mean_of_ones_does_not_pass_the_threshold(side):
-    model = Sequential(PerStep(nn.AvgPool2d(side)), SpikingNeuron((1, 1, 1), tau_m=3.0))
-    x = torch.ones(10, 4, 1, side, side)
-    made = quantise(model, x, shape=x.shape[2:])
-    assert not model(x)[0].any()
-    assert not made.run(made.integers(x.numpy())).any()
-    x = 1.01 * x
-    made = quantise(model, x, shape=x.shape[2:])
-    assert made.run(made.integers(x.numpy())).any()
-
-
-class Every(Cell):
-    """Fires when it has counted more than a period."""
-
-    states, coefficients = ("count",), ("period",)
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        count = state[0] + x
-        spikes = fire(count / coefficients[0])
-        return spikes, (torch.where(spikes > 0, 0.0, count),)
-
-
-@pytest.mark.parametrize("periods", [[11.0], range(1, 64)])
-def test_a_quotient_that_is_the_threshold_does_not_pass_it(periods):
-    model = Sequential(Every(len(periods), period=torch.tensor(periods, dtype=torch.float32)))
-    x = torch.ones(200, 1, len(periods))
-    made = quantise(model, x)
-    np.testing.assert_array_equal(made.run(made.integers(x.numpy())), model(x)[0].detach().numpy())
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whole_thresholds_of_counts_are_exact_beside_one_that_is_never_met(channels, tmp_path):
     most = torch.tensor([1e9, 25.0, 1e10])[:channels]
