@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.arrays import unmasked
 from snn_lib.inference.description import preparation_of
-from snn_lib.inference.lowering import HEADROOM, STATE_BITS, Lowering, Values, fraction_of
+from snn_lib.inference.lowering import (
+    HEADROOM,
+    STATE_BITS,
+    Lowering,
+    Values,
+    fraction_of,
+    keep_row,
+)
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import Line, Trace, Value
@@ -393,7 +400,7 @@ def _joined(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _can_join(first: Step, second: Step) -> bool:
-    shared = first.coefficients.keys() & second.coefficients.keys()
+    shared = first.coefficients.keys() & {*second.coefficients, *second.states}
     return first.grid == second.grid and not first.states and not shared
 
 
@@ -430,8 +437,7 @@ def _with_named_factors(step: Step) -> Step:
     names: dict[Value, str] = {}
 
     def constant(name: str, row: np.ndarray) -> str:
-        rows[name] = row
-        return name
+        return keep_row(rows, name, row, step.states)
 
     for line in step.trace.lines:
         values = [names.get(value, value) for value in line.arguments]

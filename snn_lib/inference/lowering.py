@@ -6,7 +6,7 @@ values become is measured before, and all have headroom.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, TypeGuard
@@ -257,8 +257,7 @@ class Lowering:
         if integers.size == 1 and not keeps_name:
             integer = int(integers[0, 0])
             return _Number(integer, fraction, integer, integer)
-        while not np.array_equal(self._coefficients.setdefault(name, integers), integers):
-            name += "_"
+        name = keep_row(self._coefficients, name, integers, self._step.states)
         low, high = int(integers.min()), int(integers.max())
         return _Number(name, fraction, low - NEAR, high + NEAR)
 
@@ -391,6 +390,15 @@ class Lowering:
 def fraction_of(reach: float, bits: int) -> int:
     """f, up to ``FINEST``, so that ``HEADROOM`` times the reach fits so many bits, in 2^-f."""
     return min(bits - 1 - math.ceil(math.log2(HEADROOM * (reach or 1.0))), FINEST)
+
+
+def keep_row(
+    rows: dict[str, np.ndarray], name: str, row: np.ndarray, states: Collection[str]
+) -> str:
+    """Keeps a coefficient under this name, or a longer one if a state or another row has it."""
+    while name in states or not np.array_equal(rows.setdefault(name, row), row, equal_nan=True):
+        name += "_"
+    return name
 
 
 def _finest(row: np.ndarray, bits: int) -> int:

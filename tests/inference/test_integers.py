@@ -1275,6 +1275,42 @@ class Never(Cell):
         return torch.where(level > threshold, 1.0, level), (level,)
 
 
+def follow(x, state, coefficients, fire):
+    """Fires above a baseline that follows the input."""
+    (membrane, baseline), (decay, divisor) = state, coefficients
+    baseline = decay * baseline + 0.05 * x / divisor
+    membrane = 0.8 * membrane + x - baseline
+    spikes = fire(membrane)
+    return spikes, (membrane - spikes, baseline)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("states", "coefficients"),
+    [
+        (("offset", "gain"), ("decay", "divisor")),
+        (("bias", "factor"), ("decay", "divisor")),
+        (("membrane", "inverse_of_divisor"), ("decay", "divisor")),
+        (("membrane", "baseline"), ("inverse_of_divisor", "divisor")),
+        (("x", "constant_0"), ("factor", "bias")),
+    ],
+)
+def test_a_cell_may_have_any_names(states, coefficients, tmp_path):
+    x, weights = torch.rand(100, 1, 8), nn.Linear(8, 3)
+    found = []
+    for names in ((("membrane", "baseline"), ("decay", "divisor")), (states, coefficients)):
+        cell = {"step": staticmethod(follow), "states": names[0], "coefficients": names[1]}
+        values = dict(
+            zip(names[1], torch.tensor([[0.9, 0.95, 0.99], [1.0, 2.0, 3.0]]), strict=True)
+        )
+        made = quantise(Sequential(weights, type("Named", (Cell,), cell)(3, **values)), x)
+        given = made.integers(x.numpy())
+        found.append(made.run(given))
+    np.testing.assert_array_equal(*found)
+    program = written(made, tmp_path)
+    np.testing.assert_array_equal(found[1].reshape(100, -1), program.run(given).reshape(100, -1))
+
+
 class Counter(Cell):
     """Counts up to a bound and above a threshold, of which one channel's is never met."""
 
