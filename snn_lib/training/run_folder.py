@@ -237,13 +237,10 @@ def check_best(path: Path, row: Row) -> None:
 def name_of(maker: Any, script: str) -> str | None:
     """``module:name``, by which a function or class can be imported beside a script.
 
-    It is ``None`` for a lambda, for what is defined within something else, and in a script with a
-    dot in its name, which Python imports by no name.
+    It is ``None`` for a lambda, or what is defined within something else.
     """
     module, name = getattr(maker, "__module__", None), getattr(maker, "__qualname__", "")
-    if module == "__main__":
-        module = Path(script).stem
-        name = "" if "." in module else name
+    module = Path(script).stem if module == "__main__" else module
     return f"{module}:{name}" if name.isidentifier() else None
 
 

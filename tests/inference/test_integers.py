@@ -974,6 +974,24 @@ def test_a_count_beside_a_current_is_right_far_beyond_what_the_samples_reach():
     assert made.saturated == 0
 
 
+class Charge(Cell):
+    """Adds up its input."""
+
+    states = ("total",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        total = state[0] + x
+        return total, (total,)
+
+
+def test_a_total_of_currents_is_right_far_beyond_what_the_samples_reach():
+    made, x = quantise(Sequential(Charge(1)), torch.rand(50, 4, 1)), torch.full((2000, 1, 1), 0.9)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    np.testing.assert_allclose(found, x.cumsum(0), rtol=1e-4)
+    assert made.saturated == 0
+
+
 @needs_compiler
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_leading_class_is_known_however_long_a_stream_is(sign, tmp_path):

@@ -251,6 +251,10 @@ def test_the_command_converts_a_checkpoint_that_the_script_then_tests(tmp_path):
         refused = run_script(*shown, idle)
         assert refused.code == 2
         assert f"{idle.partition('=')[0]} has no effect with --test" in refused.err
+    place = next(word for word in shown if word.startswith("test_checkpoint_path="))
+    refused = run_script(shown[0], "--export", tmp_path / "network.onnx", place, "device=cpu")
+    assert refused.code == 2
+    assert "does not hold the settings of its network" in refused.err
 
 
 def test_the_command_for_a_memory_has_the_synapses_and_the_delay_of_2020(tmp_path):

@@ -193,6 +193,15 @@ def test_the_batches_of_all_epochs_and_seeds_are_damaged_independently(config):
         assert not torch.equal(one, other)
 
 
+def test_the_damage_that_is_measured_follows_the_seed(config):
+    seen, model = [], nn.Identity()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for seed in 2, 2, 3:
+        task_of(replace(config, seed=seed)).measure(model, config.damage, 2)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
 @pytest.mark.parametrize(("split", "samples"), [("validation", 2), ("test", 3)])
 def test_evaluation_samples_are_the_same_every_time(config, task, split, samples):
     batches = list(task.batches(split))

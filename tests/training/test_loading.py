@@ -410,6 +410,12 @@ def test_a_script_that_gives_no_model_is_named(mine, tmp_path, script, named, wo
     assert re.search(words, refusal(snn_lib.load, tmp_path / "best"))
 
 
+def test_a_script_with_a_second_dot_in_its_name_is_refused(mine, tmp_path):
+    written(mine, tmp_path / "best", "mine_v1.2.py", "mine_v1.2:build_model")
+    (tmp_path / "mine_v1.2.py").write_text(SCRIPT)
+    assert "imports no mine_v1.2.py, since its name has" in refusal(snn_lib.load, tmp_path / "best")
+
+
 def test_a_script_that_is_imported_without_a_guard_is_refused(tmp_path, monkeypatch):
     (tmp_path / "unguarded.py").write_text(SCRIPT + CALL)
     monkeypatch.syspath_prepend(tmp_path)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import running
@@ -31,15 +30,8 @@ from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training import distributed, run_folder
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
-from snn_lib.training.run_folder import RunFolder, environment, name_of, new_folder, newest
+from snn_lib.training.run_folder import RunFolder, environment, new_folder, newest
 
-NAMED = [  # where something is defined, its name, the script, and its name for imports
-    ("__main__", "build", "runs/my net.py", "my net:build"),
-    ("__main__", "build", "mine_v1.2.py", None),
-    ("models.wide", "build", "mine_v1.2.py", "models.wide:build"),
-    ("__main__", "build.<locals>.small", "mine.py", None),
-    ("__main__", "<lambda>", "mine.py", None),
-]
 HISTORY = [{"epoch": 1, "loss": 0.5, "seconds": 1.25}, {"epoch": 2, "loss": 0.25, "seconds": 1.5}]
 CONFIG = ExperimentConfig(name="trial")
 
@@ -419,9 +411,3 @@ def test_a_run_whose_resuming_was_refused_can_be_resumed_elsewhere(stopped, tmp_
     process = Process(tmp_path, "--train", "--resume", *small(tmp_path))
     assert process.wait().code == 0, process.err
     assert error.tb
-
-
-@pytest.mark.parametrize(("module", "name", "script", "expected"), NAMED)
-def test_what_python_can_import_beside_a_script_has_a_name(module, name, script, expected):
-    maker = SimpleNamespace(__module__=module, __qualname__=name)
-    assert name_of(maker, script) == expected
