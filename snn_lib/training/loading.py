@@ -297,11 +297,9 @@ def imported(name: str | None, own: set[str]) -> Any:
     if name is None:
         return None
     module, _, name = name.partition(":")
-    remedy = "give load a build_model"
-    dotted = "." in module and module in own
-    require(not dotted, f"Python imports no {module}.py, since its name has a dot: {remedy}")
     beside = module.partition(".")[0] in own | {"snn_lib"}
-    require(beside, f"{module} does not lie beside it: {remedy}")
+    why = "has a dot in its name" if module in own else "does not lie beside it"
+    require(beside, f"{module} {why}: give load a build_model")
     return getattr(importlib.import_module(module), name)
 
 
