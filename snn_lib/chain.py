@@ -25,8 +25,8 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
 
     A network may also hold one, or a :class:`snn_lib.Chunked` of one, if its ``forward`` hands its
     input on, without a state, and returns the output as they are. To find out, the ``forward`` runs
-    once with an input and an output that nothing can be computed with. What it adds to
-    a list or dictionary of the network is not there afterwards, unless that lies in another one.
+    once with an input and an output that nothing can be computed with. What it adds to a list or
+    dictionary of the network is not there afterwards, unless that lies in another one.
 
     Raises:
         ValueError: there is not one Sequential, or the ``forward`` does more. The message says how
