@@ -9,7 +9,7 @@ import pytest
 import refusing
 
 from snn_lib.errors import InputError
-from snn_lib.files import lock, read_array, read_arrays, read_file
+from snn_lib.files import lock, read_array, read_arrays, read_file, write_csv
 
 X = np.arange(24.0).reshape(2, 3, 4)
 
@@ -32,6 +32,11 @@ def test_arrays_and_files_are_read_as_they_were_written(tmp_path):
     message = f"{tmp_path}/x.npz: unknown array 'z', expected x, y"
     assert refusal(read_arrays, tmp_path / "x.npz", ["x", "y"]) == message
     assert read_file(tmp_path / "x.npy").endswith(X.tobytes())
+
+
+def test_a_table_has_a_column_for_every_key_and_a_line_for_each_row(tmp_path):
+    write_csv(tmp_path / "x.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "f1": 0.25}])
+    assert (tmp_path / "x.csv").read_bytes() == b"epoch,loss,f1\n1,0.5,\n2,,0.25\n"
 
 
 def readers(path):

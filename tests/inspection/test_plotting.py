@@ -200,6 +200,7 @@ def test_poles_are_drawn_with_the_unit_circle(learned):
     np.testing.assert_allclose(np.unique(start[:, 0].round(5)), expected, atol=1e-4)
     circle = ax.lines[0].get_xydata()
     np.testing.assert_allclose(np.linalg.norm(circle, axis=1), 1.0)
+    np.testing.assert_allclose([circle.min(0), circle.max(0)], [[-1, -1], [1, 1]], atol=1e-3)
     assert ax.get_aspect() == 1.0
 
 

@@ -120,6 +120,8 @@ def test_metrics_of_the_target_itself_of_silence_and_of_wrong_patterns(task):
     assert metrics(task.targets[:, labels]) == ideal
     silent = metrics(torch.zeros_like(batch.x))
     assert silent["error"] == pytest.approx(1.0)
+    wanted = output_filter(task.targets[:, labels].double().numpy())
+    assert silent["loss"] == pytest.approx(np.square(wanted).mean(), rel=1e-5)
     assert silent["f1"] == silent["precision"] == silent["recall"] == 0
     half_right = metrics(task.targets[:, torch.tensor([0, 1, 1, 2])])
     assert half_right["retrieval"] == 0.5
