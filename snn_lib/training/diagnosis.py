@@ -21,8 +21,8 @@ REMEDY = (
 
 
 @contextlib.contextmanager
-def blaming_settings() -> Iterator[None]:
-    """A context in which a layer's refusal of a setting becomes one line about the settings.
+def blaming_the_model() -> Iterator[None]:
+    """A context in which a layer's refusal becomes one line about the model.
 
     Layers check what only they know, for example that float32 can hold a filter of ``tau_m`` steps.
     An error in the user's own code passes through unchanged.
@@ -39,10 +39,10 @@ def blaming_settings() -> Iterator[None]:
         if out_of_memory(error):
             problem = "the model does not fit into the memory, make its layers smaller"
         elif isinstance(error, ValueError) and package in ("snn_lib", "torch"):
-            problem = one_line(error)
+            problem = f"the model: {one_line(error)}"
         else:
             raise
-        raise SettingsError(f"hyperparameters: {problem}") from None
+        raise SettingsError(problem) from None
 
 
 class FiniteCheck:

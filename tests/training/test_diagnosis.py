@@ -12,7 +12,7 @@ from torch import nn
 import snn_mlp_1
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError, RunError
-from snn_lib.training.diagnosis import FiniteCheck, blaming_settings, troubled_layers
+from snn_lib.training.diagnosis import FiniteCheck, blaming_the_model, troubled_layers
 
 CPU = torch.device("cpu")
 
@@ -75,7 +75,7 @@ def test_weights_and_buffers_that_are_not_finite_are_named():
 def test_the_widest_filter_and_the_largest_gradient_are_named():
     model = Sequential(LowPassSynapse(2, 30.0), nn.Linear(2, 2), LowPassSynapse(2, 3.0))
     for name, parameter in model.named_parameters():
-        parameter.grad = torch.full_like(parameter, 1000.0 if name == "1.weight" else 1.0)
+        parameter.grad = torch.full_like(parameter, -1000.0 if name == "1.weight" else 1.0)
     words = r"the largest is 1000, in the gradient of 1\.weight\); .* 0\.9672, in layer 0\."
     with pytest.raises(RunError, match=words):
         FiniteCheck(model, CPU).watch(1, 1, number(0.5), number(math.inf))
@@ -107,8 +107,8 @@ def test_silent_saturated_and_unstable_layers_are_named_with_their_numbers():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hyperparameters.tau_m=1e6", "hyperparameters: a filter is too near the edge of the st"),
-        ("hyperparameters.dropout=0.5", "hyperparameters: dropout is 1.5, expected a probability"),
+        ("hyperparameters.tau_m=1e6", "the model: a filter is too near the edge of the stable"),
+        ("hyperparameters.dropout=0.5", "the model: dropout is 1.5, expected a probability"),
     ],
 )
 def test_a_setting_that_a_layer_refuses_is_blamed_in_a_line(tmp_path, override, message):
@@ -128,7 +128,7 @@ def test_a_setting_is_blamed_where_first_weights_are_found_with_it(tmp_path):
 
     arguments = "--train", *tiny(tmp_path)
     line = refused(*arguments, model=SmallSNN, initialise=initialise)
-    assert re.fullmatch(r"hyperparameters: .* cannot be made to fire at 0.999999: .*", line)
+    assert re.fullmatch(r"the model: .* cannot be made to fire at 0.999999: .*", line)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_a_setting_is_blamed_where_first_weights_are_found_with_it(tmp_path):
     ],
 )
 def test_layers_that_do_not_fit_into_the_memory_are_blamed(make):
-    told = "the model does not fit into the memory, make its layers smaller"
-    with pytest.raises(InputError, match=told), blaming_settings():
+    told = "^the model does not fit into the memory, make its layers smaller"
+    with pytest.raises(InputError, match=told), blaming_the_model():
         make()
 
 
@@ -150,5 +150,5 @@ def test_an_error_of_the_user_s_own_code_passes_through(error):
     def wrong():
         raise error
 
-    with pytest.raises(type(error), match=str(error)), blaming_settings():
+    with pytest.raises(type(error), match=str(error)), blaming_the_model():
         wrong()
