@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.time_constants import decay_of, decays_of, log_spaced, peak_scale, per_channel
+from snn_lib.time_constants import (
+    cycles_per_step,
+    decay_of,
+    decays_of,
+    log_spaced,
+    peak_scale,
+    per_channel,
+)
 
 
 def test_a_trace_falls_to_1_over_e_in_its_time_constant():
@@ -74,6 +81,8 @@ REFUSED = [  # what is computed, and the words
     (lambda: per_channel(torch.ones(3, device="meta"), (3,), "tau"), "tau is a tensor without val"),
     *((lambda ends=ends: log_spaced(*ends), "low is {} and high {}, expected 0 < l".format(*ends))
       for ends in ((0, 1), (-1, 1), (2, 1), (NAN, 1), (1, NAN), (1, INF))),
+    *((lambda f=f: cycles_per_step(f, ()), rf"frequency is {f}, expected cycles per step in \[0")
+      for f in (-0.01, 0.51, NAN)),
 ]  # fmt: skip
 
 
@@ -81,6 +90,10 @@ REFUSED = [  # what is computed, and the words
 def test_bad_time_constants_shapes_and_ranges_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_highest_frequency_turns_half_a_cycle_in_a_step():
+    assert cycles_per_step(0.5, ()) == 0.5
 
 
 def test_numbers_of_numpy_go_with_tensors_and_functions_with_a_device():
