@@ -147,9 +147,11 @@ def test_targets_of_several_types_keep_their_numbers(targets, dtype, order):
         assert column[: len(target)].tolist() == target.tolist()
 
 
-def test_padded_targets_at_every_step_are_cut_as_their_sequences():
-    x, y = torch.randn(3, 6, 2), torch.randn(3, 6, 1)
-    data = SequenceDataset(x, y, [6, 2, 4], targets_are_sequences=True)
+@pytest.mark.parametrize("kind", [lambda y: y, np.asarray, torch.Tensor.tolist])
+@pytest.mark.parametrize("features", [(), (1,)])
+def test_padded_targets_at_every_step_are_cut_as_their_sequences(features, kind):
+    x, y = torch.randn(3, 6, 2), torch.randn(3, 6, *features)
+    data = SequenceDataset(x, kind(y), [6, 2, 4], targets_are_sequences=True)
     batch = collate([data[index] for index in range(3)], targets_are_sequences=True)
     assert torch.equal(batch.y[:2, 1], y[1, :2])
     assert (batch.y[2:, 1] == 0).all()
