@@ -179,6 +179,15 @@ def test_elastic_displacements_have_the_asked_strength_and_smoothness(alpha, sig
         assert measured == pytest.approx(math.exp(-(distance**2) / (4 * sigma**2)), abs=0.05)
 
 
+def test_every_change_of_an_image_is_drawn_from_the_generator_alone():
+    everything = {"scale": (0.3, 0.5), "degrees": 90.0, "elastic": ElasticSettings(3.0)}
+    drawn = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        drawn.append(grids(50, transform(probability=0.5, **everything), seed=7))
+    assert torch.equal(*drawn)
+
+
 def test_elastic_displacement_moves_what_an_image_shows():
     sampled = grids(300, transform(elastic=ElasticSettings(1.5, 4.0)))
     moved = (sampled - grids(1, transform())) * SIDE / 2
