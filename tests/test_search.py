@@ -257,6 +257,22 @@ def test_a_trial_that_is_interrupted_more_than_three_times_is_given_up(tmp_path)
     assert seeds == 4 * seeds[:1]
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used")
+def test_a_trial_is_taken_over_after_two_minutes_without_a_sign_of_life(tmp_path):
+    study = open_study(tmp_path, None, {"seed": "1..9"})
+    storage, trial = study._storage, study.ask()._trial_id
+    assert storage.get_heartbeat_interval() == 30  # several may be late
+    storage.record_heartbeat(trial)
+    for seconds, states in (110, "R"), (130, "FW"):
+        with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+            database.execute(
+                f"UPDATE trial_heartbeats SET heartbeat = datetime('now', '-{seconds} seconds')"
+            )
+        optuna.storages.fail_stale_trials(study)
+        assert "".join(one.state.name[0] for one in study.get_trials()) == states
+
+
 def run(script, folder, setting, **values):
     """Runs a trial with these values of what is searched."""
     space = SearchSpace(script, None, [*setting, "hyperparameters.epoch=2", "device=cpu"])

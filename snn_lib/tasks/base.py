@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from snn_lib.readout import EVERY_STEP, at_least_float32
 from snn_lib.seeds import EPOCHS, MOST_BATCHES, SPLITS, batch_seed, other_seeds
 from snn_lib.settings import ExperimentConfig
 
+Value = TypeVar("Value")
 READERS = {"readout", "answer", "logits", "loss"}  # attributes by which a loss reads the output
 
 
@@ -215,7 +216,7 @@ class Task:
         )
         if split not in self._splits:
             with batch_seed(self.config.seed, SPLITS, EPOCHS[split]):
-                made = self.make_split(split)
+                made = returned_by("make_split", self.make_split(split), Split)
             self._splits[split] = replace(
                 made,
                 seed=self.config.seed,
@@ -249,8 +250,20 @@ class Task:
         seed = self.config.seed + self.rank
         seeded = other_seeds(seed, epoch, number + MOST_BATCHES) if own else nullcontext()
         unmixed = torch.autocast(self.device.type, enabled=False)
+        batch = returned_by("make_batch", batch, Batch)
         with torch.inference_mode(False), torch.set_grad_enabled(gradients), unmixed, seeded:
-            return self.encode(batch.to(self.device))
+            return returned_by("encode", self.encode(batch.to(self.device)), Batch)
+
+
+def returned_by(method: str, value: Any, kind: type[Value]) -> Value:
+    """What a method returned, which may be a user's own.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    given = type(value).__name__
+    require(isinstance(value, kind), f"{method} returned {given}, expected {kind.__name__}")
+    return value
 
 
 def names_in(function: Callable) -> set[str]:

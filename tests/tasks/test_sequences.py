@@ -26,7 +26,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron, StatefulModule, Votes
 from snn_lib.data.augmentation import AugmentationSettings
-from snn_lib.data.batches import Batch, default_dtype
+from snn_lib.data.batches import Batch, Split, default_dtype
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import InputError, RunError
 from snn_lib.readout import LeakyIntegrator, Mean, within
@@ -877,6 +877,25 @@ def test_samples_that_a_task_simulates_are_the_same_in_training_test_and_every_p
     sums = {*task.drawn, *other.drawn}
     assert len(task.drawn) > 3
     assert len({split for split, _ in sums}) == len({drawn for _, drawn in sums}) == len(sums) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("make_split", "Split"), ("make_batch", "Batch"), ("encode", "Batch")]
+)
+def test_what_is_not_the_data_of_a_task_is_refused_by_the_method_that_returned_it(
+    method, expected, tmp_path
+):
+    def pair(*_):
+        return torch.rand(40, 6, CHANNELS), torch.zeros(40)
+
+    task = SequenceClassification({"train": sequences()}, "mean")
+    if method == "make_batch":
+        task.make_split = lambda split: Split(40, 8, pair)
+    else:
+        setattr(task, method, pair)
+    told = f"^{method} returned tuple, expected {expected}$"
+    with pytest.raises(InputError, match=told):
+        trained_once(task, tmp_path)
 
 
 def test_a_checkpoint_that_was_read_once_can_be_resumed_twice(tmp_path):
