@@ -384,7 +384,7 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
 
 
 def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
-    """Refuses a section that is given a value, or nothing, in place of its settings."""
+    """Refuses a section that is given a value, or nothing, and a value that is given settings."""
     if OmegaConf.is_config(content):
         content = OmegaConf.to_container(content)
     for key, value in content.items():
@@ -396,6 +396,9 @@ def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
                 f"{next(iter(section))}, or no such line",
             )
             _refuse_values_of_sections(section, value, source)
+        elif key in config:
+            expected = "expected a value, or a list such as [a, b]"
+            require(not isinstance(value, dict), f"{source}: {key} is {value!r}, {expected}")
 
 
 def check_config(merged: DictConfig) -> Any:

@@ -225,6 +225,13 @@ def test_noise_is_not_held_back_where_more_of_it_is_drawn_than_expected():
     assert sum(found) / len(found) == pytest.approx(0.5, abs=0.06)
 
 
+def test_noise_is_as_dense_in_the_last_cells_as_in_the_first():
+    silence, label, generator = torch.zeros(30, 1, 300), torch.zeros(1, dtype=torch.int64), seeded()
+    noise = only(noise_probability=0.04)  # 360 spikes are expected, with a deviation of 19
+    found = sum(damaged_by(silence, label, noise, generator)[-1].sum().item() for _ in range(300))
+    assert found / (300 * 300) == pytest.approx(0.04, abs=4 * math.sqrt(0.04 / (300 * 300)))
+
+
 @pytest.mark.parametrize("probability", [1e-9, 0.5, 1.0])
 def test_noise_at_extreme_probabilities(patterns, probability):
     labels = torch.zeros(20, dtype=torch.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import refusal
-from running import ROOT, accuracy, prepared, run, run_script, shell
+from running import ROOT, accuracy, load, prepared, run, run_script, shell
 
 import snn_lib
 import time_series
@@ -321,6 +321,14 @@ def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
     right = ridge_regression(features, signs).leave_one_out.argmax(1) == y
     assert float(shown) == pytest.approx(100 * right.double().mean().item(), abs=0.01)
     assert (network.answer(x).argmax(1) == y).sum() > right.sum() + 10  # learned by heart
+
+
+def test_the_best_checkpoint_of_a_fit_holds_rounded_weights(mine, tmp_path):
+    script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz", "hyperparameters.weight_bits=2")
+    (best,) = tmp_path.glob("runs/mine/*/best")
+    weights = [w for w in load(best)["snn_state_dict"].values() if w.dim() == 2 and len(w) == 3]
+    assert weights
+    assert all(len(row.unique()) <= 3 for row in weights[-1])
 
 
 def test_weights_that_nothing_would_train_are_refused(mine, tmp_path):

@@ -428,6 +428,14 @@ NESTED = "is written as one key, but keys are nested: "
         ("a: [", "cannot be read: line 2: "),
         ("just words", "unknown key 'just words'"),
         ("- a\n- list", "expected lines such as seed: 3"),
+        (
+            "optimizer: {AdamW: {betas: {a: 1}}}",
+            "betas is {'a': 1}, expected a value, or a list such",
+        ),
+        (
+            "hyperparameters: {epoch: {a: 1}}",
+            "epoch is {'a': 1}, expected a value, or a list such as",
+        ),
         ("a: b: c", "cannot be read: line 1: "),
         ("\0\xff", "cannot be read: "),
         ("[" * 5000, "cannot be read: "),
