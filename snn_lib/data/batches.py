@@ -49,6 +49,17 @@ class Batch(NamedTuple):
         return Batch._make(map(copy, self))
 
 
+def as_batch(made: Any, method: str) -> Batch:
+    """What a method, perhaps a user's own, has returned for a batch.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = all(hasattr(made, name) for name in Batch._fields)
+    require(found, f"{method} returned a {type(made).__name__}, expected a Batch")
+    return made
+
+
 @dataclass
 class Split:
     """The samples of a split: makes batches of them, and shares these out among processes.
@@ -84,8 +95,8 @@ class Split:
         """Yields this process's share of each batch of an epoch, from number ``start`` on.
 
         Raises:
-            InputError: a sample makes no sense, or ``workers`` is not 0 on a system whose processes
-                do not fork.
+            InputError: a sample makes no sense, ``make_batch`` makes no batch, or ``workers`` is
+                not 0 on a system whose processes do not fork.
             RunError: a worker was killed.
         """
         order = torch.arange(self.count)
@@ -99,7 +110,8 @@ class Split:
             seeded = batch_seed(mix(self.seed + self.rank, epoch, number), MADE, 0)
             with torch.inference_mode(False), torch.autocast("cpu", enabled=False), seeded:
                 try:
-                    return self.make_batch(parts[number], share, epoch, number)
+                    made = self.make_batch(parts[number], share, epoch, number)
+                    return as_batch(made, "make_batch")
                 except InputError as error:
                     return error  # not raised: a DataLoader would turn it into a traceback's text
 

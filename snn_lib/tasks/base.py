@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
 from snn_lib.containers import Readout
-from snn_lib.data.batches import Batch, Split
+from snn_lib.data.batches import Batch, Split, as_batch
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, limit_length, one_line, require
 from snn_lib.inspection.activity import Activity
@@ -25,7 +25,6 @@ from snn_lib.readout import EVERY_STEP, at_least_float32
 from snn_lib.seeds import EPOCHS, MOST_BATCHES, SPLITS, batch_seed, other_seeds
 from snn_lib.settings import ExperimentConfig
 
-Value = TypeVar("Value")
 READERS = {"readout", "answer", "logits", "loss"}  # attributes by which a loss reads the output
 
 
@@ -208,7 +207,12 @@ class Task:
         return True
 
     def split(self, split: str) -> Split:
-        """The samples of a split, which is made at the first call."""
+        """The samples of a split, which is made at the first call.
+
+        Raises:
+            InputError: there is no such split, the task has no data yet, or :meth:`make_split`
+                returns something else.
+        """
         require(split in EPOCHS, f"split is {split!r}, expected one of {', '.join(EPOCHS)}")
         require(
             hasattr(self, "_splits"),
@@ -216,7 +220,9 @@ class Task:
         )
         if split not in self._splits:
             with batch_seed(self.config.seed, SPLITS, EPOCHS[split]):
-                made = returned_by("make_split", self.make_split(split), Split)
+                made = self.make_split(split)
+            kind = type(made).__name__
+            require(isinstance(made, Split), f"make_split returned a {kind}, expected a Split")
             self._splits[split] = replace(
                 made,
                 seed=self.config.seed,
@@ -250,20 +256,8 @@ class Task:
         seed = self.config.seed + self.rank
         seeded = other_seeds(seed, epoch, number + MOST_BATCHES) if own else nullcontext()
         unmixed = torch.autocast(self.device.type, enabled=False)
-        batch = returned_by("make_batch", batch, Batch)
         with torch.inference_mode(False), torch.set_grad_enabled(gradients), unmixed, seeded:
-            return returned_by("encode", self.encode(batch.to(self.device)), Batch)
-
-
-def returned_by(method: str, value: Any, kind: type[Value]) -> Value:
-    """What a method returned, which may be a user's own.
-
-    Raises:
-        InputError: it is of another kind.
-    """
-    given = type(value).__name__
-    require(isinstance(value, kind), f"{method} returned {given}, expected {kind.__name__}")
-    return value
+            return as_batch(self.encode(batch.to(self.device)), "encode")
 
 
 def names_in(function: Callable) -> set[str]:

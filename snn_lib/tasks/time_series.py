@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.data.augmentation import AugmentationSettings
-from snn_lib.data.batches import Batch
+from snn_lib.data.batches import Batch, as_batch
 from snn_lib.data.preparation import NetworkInput, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
@@ -197,7 +197,7 @@ class TimeSeries(SequenceClassification):
         """Batches of training sequences by number, without augmentation."""
         for begin in range(0, len(numbers), size):
             samples = [self.fetch("train", index) for index in numbers[begin : begin + size]]
-            yield self.encode(collate(samples).to(self.device))
+            yield as_batch(self.encode(collate(samples).to(self.device)), "encode")
 
 
 def prepare_series(

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, require
 from snn_lib.seeds import LAYERS, batch_seed
-from snn_lib.training.diagnosis import blaming_the_model
+from snn_lib.training.diagnosis import blaming
 
 BuildModel = Callable[..., nn.Module]
 
@@ -31,14 +31,14 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     Raises:
         InputError: it makes no model, or one that does not take time first, has lazy layers, or
             weights or buffers that are expanded; or as
-            :func:`snn_lib.training.diagnosis.blaming_the_model`.
+            :func:`snn_lib.training.diagnosis.blaming`.
     """
     model: Any = None
     if callable(build_model) and not isinstance(build_model, nn.Module):
         parameters = inspect.signature(build_model).parameters.values()
         needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]
         seed = getattr(config, "seed", 0)
-        with blaming_the_model(), batch_seed(seed, LAYERS, 0):
+        with blaming("the model"), batch_seed(seed, LAYERS, 0):
             torch.default_generator.manual_seed(seed)
             model = build_model(config, task) if len(needed) > 1 else build_model(config)
     require(

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_lib.errors import InputError, one_line, require
@@ -384,7 +384,7 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
 
 
 def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
-    """Refuses a section that is given a value, or nothing, and a value that is given settings."""
+    """Refuses a section that is given a value, or nothing, and a list that is given settings."""
     if OmegaConf.is_config(content):
         content = OmegaConf.to_container(content)
     for key, value in content.items():
@@ -396,8 +396,8 @@ def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
                 f"{next(iter(section))}, or no such line",
             )
             _refuse_values_of_sections(section, value, source)
-        elif key in config:
-            expected = "expected a value, or a list such as [a, b]"
+        elif isinstance(section, ListConfig):  # OmegaConf's words lack the key
+            expected = "expected a list, such as [a, b]"
             require(not isinstance(value, dict), f"{source}: {key} is {value!r}, {expected}")
 
 

@@ -21,8 +21,8 @@ REMEDY = (
 
 
 @contextlib.contextmanager
-def blaming_the_model() -> Iterator[None]:
-    """A context in which a layer's refusal becomes one line about the model.
+def blaming(part: str) -> Iterator[None]:
+    """A context in which a layer's refusal becomes one line about the model, or another part.
 
     Layers check what only they know, for example that float32 can hold a filter of ``tau_m`` steps.
     An error in the user's own code passes through unchanged.
@@ -39,7 +39,7 @@ def blaming_the_model() -> Iterator[None]:
         if out_of_memory(error):
             problem = "the model does not fit into the memory, make its layers smaller"
         elif isinstance(error, ValueError) and package in ("snn_lib", "torch"):
-            problem = f"the model: {one_line(error)}"
+            problem = f"{part}: {one_line(error)}"
         else:
             raise
         raise SettingsError(problem) from None

@@ -256,7 +256,7 @@ class Experiment:
         seeded = batch_seed(self.config.seed, FIRST_WEIGHTS, 0)
         trained = [parameter.requires_grad for parameter in self.model.parameters()]
         shapes = self._shapes()
-        with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_the_model():
+        with seeded, torch.no_grad(), self.backend(), diagnosis.blaming("first weights"):
             torch.manual_seed(self.config.seed)  # as in earlier versions, whose numbers repeat
             found = self.initialise(self.model, self.task) if self.initialise else None
         require(

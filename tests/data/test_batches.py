@@ -124,6 +124,15 @@ def test_workers_leave_ctrl_c_to_the_process_that_ends_them():
     assert batch.x.tolist() == [signal.SIG_IGN, signal.SIG_DFL]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_no_batch_is_refused_before_it_leaves_its_process(workers):
+    def make_batch(numbers, share, epoch, batch):
+        yield numbers  # a generator, which no worker could send
+
+    with pytest.raises(InputError, match=r"^make_batch returned a generator, expected a Batch$"):
+        list(Split(COUNT, 16, make_batch, workers=workers).batches())
+
+
 def test_a_refusal_comes_out_of_a_worker_as_it_is():
     def make_batch(numbers, share, epoch, number):
         raise InputError("sequence 3 is empty")

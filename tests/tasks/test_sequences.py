@@ -893,7 +893,7 @@ def test_what_is_not_the_data_of_a_task_is_refused_by_the_method_that_returned_i
         task.make_split = lambda split: Split(40, 8, pair)
     else:
         setattr(task, method, pair)
-    told = f"^{method} returned tuple, expected {expected}$"
+    told = f"^{method} returned a tuple, expected a {expected}$"
     with pytest.raises(InputError, match=told):
         trained_once(task, tmp_path)
 

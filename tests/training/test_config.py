@@ -204,6 +204,19 @@ def test_a_section_may_fill_in_a_setting_from_others(overrides, hidden):
     assert config.around.inner.twice == 14
 
 
+@dataclasses.dataclass
+class OptionalConfig(DigitConfig):
+    inner: Inner | None = None
+
+
+def test_a_section_that_may_be_absent_can_be_set():
+    assert load_config(OptionalConfig, None, ["name=own"]).inner is None
+    assert load_config(OptionalConfig, None, ["name=own", "inner.size=7"]).inner.size == 7
+    assert (
+        config_from_dict(OptionalConfig, {"name": "own", "inner": {"size": 7}}, []).inner.size == 7
+    )
+
+
 @dataclasses.dataclass(slots=True)
 class InSlots(DigitHyperparameters):
     width: int = 16
@@ -428,13 +441,11 @@ NESTED = "is written as one key, but keys are nested: "
         ("a: [", "cannot be read: line 2: "),
         ("just words", "unknown key 'just words'"),
         ("- a\n- list", "expected lines such as seed: 3"),
-        (
-            "optimizer: {AdamW: {betas: {a: 1}}}",
-            "betas is {'a': 1}, expected a value, or a list such",
-        ),
+        ("mnist_config: {teachers: {a: b}}", "teachers is {'a': 'b'}, expected a list, such as [a"),
+        ("optimizer: {AdamW: {betas: {a: 1}}}", "betas is {'a': 1}, expected a list, such as [a"),
         (
             "hyperparameters: {epoch: {a: 1}}",
-            "epoch is {'a': 1}, expected a value, or a list such as",
+            " ('hyperparameters.epoch'): Value '{'a': 1}' of type",
         ),
         ("a: b: c", "cannot be read: line 1: "),
         ("\0\xff", "cannot be read: "),

@@ -12,7 +12,7 @@ from torch import nn
 import snn_mlp_1
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError, RunError
-from snn_lib.training.diagnosis import FiniteCheck, blaming_the_model, troubled_layers
+from snn_lib.training.diagnosis import FiniteCheck, blaming, troubled_layers
 
 CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ def test_silent_saturated_and_unstable_layers_are_named_with_their_numbers():
         ("hyperparameters.dropout=0.5", "the model: dropout is 1.5, expected a probability"),
     ],
 )
-def test_a_setting_that_a_layer_refuses_is_blamed_in_a_line(tmp_path, override, message):
+def test_a_setting_that_a_layer_refuses_is_told_of_the_model_in_a_line(tmp_path, override, message):
     class Demanding(snn_mlp_1.SNN):
         def __init__(self, config):
             config.hyperparameters.dropout += config.hyperparameters.dropout == 0.5
@@ -122,13 +122,13 @@ def test_a_setting_that_a_layer_refuses_is_blamed_in_a_line(tmp_path, override, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_setting_is_blamed_where_first_weights_are_found_with_it(tmp_path):
+def test_what_first_weights_cannot_do_is_told_of_them(tmp_path):
     def initialise(model, task):
         fire_from_the_start(model, next(task.batches("train")).x, 0.999999)
 
     arguments = "--train", *tiny(tmp_path)
     line = refused(*arguments, model=SmallSNN, initialise=initialise)
-    assert re.fullmatch(r"the model: .* cannot be made to fire at 0.999999: .*", line)
+    assert re.fullmatch(r"first weights: .* cannot be made to fire at 0.999999: .*", line)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_setting_is_blamed_where_first_weights_are_found_with_it(tmp_path):
 )
 def test_layers_that_do_not_fit_into_the_memory_are_blamed(make):
     told = "^the model does not fit into the memory, make its layers smaller"
-    with pytest.raises(InputError, match=told), blaming_the_model():
+    with pytest.raises(InputError, match=told), blaming("the model"):
         make()
 
 
@@ -150,5 +150,5 @@ def test_an_error_of_the_user_s_own_code_passes_through(error):
     def wrong():
         raise error
 
-    with pytest.raises(type(error), match=str(error)), blaming_the_model():
+    with pytest.raises(type(error), match=str(error)), blaming("the model"):
         wrong()
