@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 
 def as_batch(made: Any, method: str) -> Batch:
-    """What a method, perhaps a user's own, has returned for a batch.
+    """Checks that a method, perhaps a user's own, has returned a batch, and returns it.
 
     Raises:
         InputError: it is none.

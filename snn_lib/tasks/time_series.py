@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from snn_lib.data.augmentation import AugmentationSettings
-from snn_lib.data.batches import Batch, as_batch
+from snn_lib.data.batches import Batch
 from snn_lib.data.preparation import NetworkInput, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
+from snn_lib.seeds import DATA
 from snn_lib.settings import (
     FIRST_VALUE,
     TRAINING,
@@ -197,7 +198,7 @@ class TimeSeries(SequenceClassification):
         """Batches of training sequences by number, without augmentation."""
         for begin in range(0, len(numbers), size):
             samples = [self.fetch("train", index) for index in numbers[begin : begin + size]]
-            yield as_batch(self.encode(collate(samples).to(self.device)), "encode")
+            yield self._encoded(collate(samples), DATA, begin // size)
 
 
 def prepare_series(

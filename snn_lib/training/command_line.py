@@ -48,10 +48,13 @@ EXPORTS = {".onnx": to_onnx, ".c": to_c}
 STOP = (signal.SIGINT, signal.SIGTERM)
 STOPPING = b"stopping after this batch, or after the test if the last epoch is done"
 ONCE_MORE = b"; once more stops at once"
-# Read beside a file of weights alone: how its filters are kept stable, how data are divided, and
-# the machine.
-STABLE = "hyperparameters.constraint", "hyperparameters.epoch", "hyperparameters.synapse"
-USED = {*STABLE, "seed", *LOCAL_KEYS}
+USED = {  # beside a file of weights alone
+    "hyperparameters.constraint",
+    "hyperparameters.synapse",  # how its filters are kept stable
+    "hyperparameters.epoch",
+    "seed",  # how data are divided
+    *LOCAL_KEYS,
+}
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 

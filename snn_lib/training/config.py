@@ -36,6 +36,7 @@ get_type: Callable[..., Any] = OmegaConf.get_type  # a class, since every config
 
 # Settings that checkpoints of earlier versions hold, and the settings that replaced them.
 RETIRED = {"checkpoint_base_path": "runs_path"}
+A_LIST = "expected a list, such as [a, b]"
 ALIKE = 1.0  # the least likeness, of 2, of a key that may be meant
 
 
@@ -376,14 +377,14 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
         with _naming(schema, source, config if isinstance(content, str) else None):
             if isinstance(content, str):
                 content = read_override(schema, content)
-            _refuse_values_of_sections(config, content, source)
+            _check_nesting(config, content, source)
             config.merge_with(content)
             for key, value in _leaves(content):  # OmegaConf would pass over it
                 require(value != "???", f"{source}: {key} is ???, expected a value")
     return config
 
 
-def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
+def _check_nesting(config: Any, content: Any, source: str) -> None:
     """Refuses a section that is given a value, or nothing, and a list that is given settings."""
     if OmegaConf.is_config(content):
         content = OmegaConf.to_container(content)
@@ -395,10 +396,9 @@ def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
                 f"{source}: {key} is {value!r}, expected its settings, such as "
                 f"{next(iter(section))}, or no such line",
             )
-            _refuse_values_of_sections(section, value, source)
+            _check_nesting(section, value, source)
         elif isinstance(section, ListConfig):  # OmegaConf's words lack the key
-            expected = "expected a list, such as [a, b]"
-            require(not isinstance(value, dict), f"{source}: {key} is {value!r}, {expected}")
+            require(not isinstance(value, dict), f"{source}: {key} is {value!r}, {A_LIST}")
 
 
 def check_config(merged: DictConfig) -> Any:
@@ -437,7 +437,7 @@ def _naming(schema: type, source: str, config: Any = None) -> Iterator[None]:
         key = getattr(error, "full_key", None)
         where, reason = f" ({key!r})" if key else "", one_line(error)
         if "is not a ListConfig" in reason:
-            reason = "expected a list, such as [a, b]"
+            reason = A_LIST
         raise InputError(f"{source}{where}: {reason}") from None
 
 

@@ -22,7 +22,7 @@ REMEDY = (
 
 @contextlib.contextmanager
 def blaming(part: str) -> Iterator[None]:
-    """A context in which a layer's refusal becomes one line about the model, or another part.
+    """A context in which a layer's refusal becomes one line about ``part``, such as the model.
 
     Layers check what only they know, for example that float32 can hold a filter of ``tau_m`` steps.
     An error in the user's own code passes through unchanged.

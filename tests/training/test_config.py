@@ -211,10 +211,9 @@ class OptionalConfig(DigitConfig):
 
 def test_a_section_that_may_be_absent_can_be_set():
     assert load_config(OptionalConfig, None, ["name=own"]).inner is None
-    assert load_config(OptionalConfig, None, ["name=own", "inner.size=7"]).inner.size == 7
-    assert (
-        config_from_dict(OptionalConfig, {"name": "own", "inner": {"size": 7}}, []).inner.size == 7
-    )
+    typed = load_config(OptionalConfig, None, ["name=own", "inner.size=7"])
+    kept = config_from_dict(OptionalConfig, {"name": "own", "inner": {"size": 7}}, [])
+    assert typed.inner.size == kept.inner.size == 7
 
 
 @dataclasses.dataclass(slots=True)
