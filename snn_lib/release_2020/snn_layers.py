@@ -7,8 +7,9 @@ operators of :mod:`snn_lib.functional` compute, so nothing is copied between lay
 Unless a layer says otherwise, it has ``forward(x, states=None) -> (output, states)``, and
 ``create_init_states()``, which returns the zeros to start from, without a batch dimension: states
 without one are those of every sequence. ``step_num`` and ``batch_size`` are only kept as
-attributes; the sizes of the input count. Time constants are in steps. A layer's
-parameters are in a cell, whose name is part of their state-dict keys.
+attributes; the sizes of the input count. An input with which a layer cannot compute raises a
+``ValueError``. Time constants are in steps. A layer's parameters are in a cell, whose name is part
+of their state-dict keys.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
@@ -107,16 +108,23 @@ class _Cell(nn.Module):
 class _Layer(nn.Module):
     """A layer between time-last tensors; subclasses define ``_run`` on time-first ones.
 
-    ``state_shapes`` are the shapes of the states without the batch dimension.
+    ``features`` is the shape of the input without batch and time, ``state_shapes`` are those of the
+    states without the batch.
     """
 
     cell_name: str
 
     def __init__(
-        self, step_num: int, batch_size: int, cell: _Cell, *state_shapes: tuple[int, ...]
+        self,
+        step_num: int,
+        batch_size: int,
+        cell: _Cell,
+        features: tuple[int, ...],
+        *state_shapes: tuple[int, ...],
     ) -> None:
         super().__init__()
-        self.step_num, self.batch_size, self._state_shapes = step_num, batch_size, state_shapes
+        self.step_num, self.batch_size = step_num, batch_size
+        self._features, self._state_shapes = features, state_shapes
         self.add_module(self.cell_name, cell)
 
     @property
@@ -131,7 +139,17 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Runs all time steps; see the class for shapes."""
         states = None if states is None else self._for_batch(len(x), states)
-        output, states = self._run(x.movedim(-1, 0), states)
+        try:
+            output, states = self._run(x.movedim(-1, 0), states)
+        except (ValueError, RuntimeError) as error:
+            # Not before, since some layers compute with what broadcasts to these sizes.
+            if tuple(x.shape[1:-1]) == self._features:
+                raise
+            sizes = ", ".join(map(str, self._features))
+            raise ValueError(
+                f"{type(self).__name__} is given an input of shape {tuple(x.shape)}, expected "
+                f"(B, {sizes}, T)"
+            ) from error
         return output.movedim(0, -1), states
 
     def _for_batch(self, size: int, states: Any) -> Any:
@@ -206,7 +224,7 @@ class dual_exp_iir_layer(_Layer):
             alpha_2=_parameter(initial.alpha[1], train_coefficients),
             beta_1=_parameter(initial.beta[0], train_coefficients),
         )
-        super().__init__(step_num, batch_size, cell, shape, shape)
+        super().__init__(step_num, batch_size, cell, shape, shape, shape)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         cell = self._cell
@@ -238,7 +256,7 @@ class first_order_low_pass_layer(_Layer):
     ) -> None:
         shape = tuple(input_shape)
         cell = _Cell(alpha_1=_decay(shape, tau, train_coefficients))
-        super().__init__(step_num, batch_size, cell, shape)
+        super().__init__(step_num, batch_size, cell, shape, shape)
 
     def create_init_states(self) -> Tensor:
         """Zeros, for any batch."""
@@ -279,7 +297,7 @@ class axon_layer(_Layer):
             decay_m=_decay(shape, tau_m, train_tau_m),
             decay_s=_decay(shape, tau_s, train_tau_s),
         )
-        super().__init__(step_num, batch_size, cell, shape, shape)
+        super().__init__(step_num, batch_size, cell, shape, shape, shape)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         difference, states = _difference_of_traces(x, self._cell, states)
@@ -300,6 +318,7 @@ class synapse_layer(axon_layer):
 
     def __init__(self, input_size: int, output_size: int, *options: Any, **named: Any) -> None:
         super().__init__((input_size, output_size), *options, **named)
+        self._features = (input_size,)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         connections = x[..., None].expand(*x.shape, self._cell.decay_m.shape[1])
@@ -400,12 +419,14 @@ class neuron_layer(_NeuronLayer):
         reset_v: float = 1.0,
     ) -> None:
         shape = (neuron_number,)
+        features: tuple[int, ...] = (input_size,)
         if input_type == "axon":
             weight = nn.Linear(input_size, neuron_number, bias=train_bias)
         else:
-            weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(input_size, neuron_number)))
+            features = (input_size, neuron_number)
+            weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(features)))
         cell = _NeuronCell(shape, tau_m, membrane_filter, reset_v, weight=weight)
-        super().__init__(step_num, batch_size, cell, shape, shape)
+        super().__init__(step_num, batch_size, cell, features, shape, shape)
         self.input_type = input_type
 
     def _current(self, x: Tensor) -> Tensor:
@@ -434,7 +455,7 @@ class neuron_layer_dot_product(_NeuronLayer):
         shape = (neuron_number,)
         weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, neuron_number)))
         cell = _NeuronCell(shape, tau_m, membrane_filter, weight=weight)
-        super().__init__(step_num, batch_size, cell, shape, shape)
+        super().__init__(step_num, batch_size, cell, shape, shape, shape)
         self.input_type = input_type
 
     def _current(self, x: Tensor) -> Tensor:
@@ -477,7 +498,7 @@ class conv2d_layer(_NeuronLayer):
             in_channels, out_channels, kernel_size, stride, padding, dilation, bias=train_bias
         )
         cell = _NeuronCell(shape, tau_m, membrane_filter, conv=conv)
-        super().__init__(step_num, batch_size, cell, shape, shape)
+        super().__init__(step_num, batch_size, cell, (in_channels, h_input, w_input), shape, shape)
         self.input_type, self.output_shape = input_type, shape
 
     def _current(self, x: Tensor) -> Tensor:
@@ -515,7 +536,7 @@ class snn_layer(_Layer):
             decay_s=_decay(inputs, tau_s, train_tau_s),
             weight=nn.Linear(input_size, neuron_number),
         )
-        super().__init__(step_num, batch_size, cell, neurons, neurons, inputs, inputs)
+        super().__init__(step_num, batch_size, cell, inputs, neurons, neurons, inputs, inputs)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         cell = self._cell

@@ -527,9 +527,29 @@ def test_monitor_refuses_other_layers():
             layers.SNN_Monitor(module)
 
 
-def test_wrong_channels_and_time_constants_are_refused():
-    with pytest.raises(ValueError, match=r"or \(order, \*features\)"):
-        LAYERS["axon"][0]()(torch.rand(BATCH, 7, STEPS))
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_input_of_another_shape_is_refused_in_the_order_of_the_release(name):
+    layer, x = made(name)
+    sizes = ", ".join(str(size) for size in x.shape[1:-1])
+    expected = (
+        rf"{type(layer).__name__} is given an input of shape (.*), expected \(B, {sizes}, T\)"
+    )
+    wide = torch.rand(BATCH, x.shape[1] + 1, *x.shape[2:])
+    for wrong in (x[0], wide, x.movedim(-1, 0)):
+        with pytest.raises(ValueError, match=expected) as refused:
+            layer(wrong)
+        assert str(tuple(wrong.shape)) in str(refused.value)
+        with pytest.raises(ValueError, match=expected):
+            layer(wrong, layer.create_init_states())
+
+
+def test_another_error_of_a_layer_is_told_as_it_is():
+    layer, x = made("axon")
+    with pytest.raises(ValueError, match=r"state past_output has shape \(1, 3, 9\)"):
+        layer(x, tuple(torch.zeros(BATCH, 9) for _ in range(2)))
+
+
+def test_wrong_time_constants_are_refused():
     for build in (layers.dual_exp_iir_layer, layers.filter_layer):
         with pytest.raises(ValueError, match="expected 0 < tau_s < tau_m"):
             build((6,), *SIZES, 1, 4, False)
