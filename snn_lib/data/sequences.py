@@ -59,6 +59,9 @@ class SequenceDataset(Dataset):
             )
             if len(self.y) == shape[1]:
                 hint = f": x has shape {shape}, expected samples first, as in x.transpose(0, 1)"
+                if isinstance(self.y, Tensor) and self.y.shape[1:2] == shape[:1]:
+                    both = f"x has shape {shape} and y {tuple(self.y.shape)}"
+                    hint = f": {both}, expected samples first in both"
         require(
             len(self.x) == len(self.y),
             f"{len(self.x)} sequences have {len(self.y)} targets{hint}",

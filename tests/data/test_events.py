@@ -182,6 +182,7 @@ def counted(frames, events, sensor):
         (Frames(12, 300.0), 34),
         (Frames(8, 400.0, "count"), 34),
         (Frames(10, 1000.0), 34),  # longer than the recording
+        (Frames(70, 9.0), 34),  # steps of 128 4/7 microseconds
         (Frames(5, 300.0, side=40), 34),  # padded
         (Frames(5, 300.0, "count", side=20), 34),  # cropped
         (Frames(5, 300.0, side=33), 34),  # by a pixel

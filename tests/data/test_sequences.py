@@ -195,6 +195,10 @@ X = torch.zeros(4, 7, 2)
     [
         ((X, torch.zeros(3)), "train data: 4 sequences have 3 targets"),
         ((X, torch.zeros(7)), r"x has shape \(4, 7, 2\), .* first, as in x\.transpose\(0, 1\)"),
+        (
+            (X, torch.zeros(7, 4)),
+            r"7 targets: x has shape \(4, 7, 2\) and y \(7, 4\), expected samples first in both",
+        ),
         ((X[..., 0], torch.zeros(4)), r"expected \(samples, T, \*features\).*x\[\.\.\., None\]"),
         ((X, torch.zeros(4), [7, 0, 1, 1]), "length 1 is 0, expected a whole number from"),
         ((X, torch.zeros(4), [8, 1, 1, 1]), "length 0 is 8, expected a whole number from"),

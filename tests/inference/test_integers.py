@@ -425,6 +425,27 @@ def test_what_a_step_computes_of_coefficients_alone_is_right(channels, tmp_path)
     np.testing.assert_array_equal(found.reshape(8000, 1, -1), program.run(given))
 
 
+class Mirrored(Cell):
+    """A current that is negated together with what is added to it."""
+
+    states, coefficients = ("level",), ("bias",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        level = 0.9 * state[0] + -(x + coefficients[0])
+        return level, (level,)
+
+
+def test_the_negative_of_a_sum_is_that_of_both_of_its_parts():
+    x, bias = torch.randn(80, 2, 3), torch.tensor([0.5, -1.0, 2.0])
+    model = Sequential(nn.Linear(3, 3, bias=False), Mirrored(3, bias=bias))
+    model[0].weight.data = torch.diag(torch.tensor([0.3, 0.7, -1.1]))  # no power of two
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    expected = model(x)[0].detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * abs(expected).max())
+
+
 def of_poles(channels, *poles):
     """A filter of an even order, with these poles and their conjugates."""
     alpha = -np.poly([*poles, *np.conj(poles)]).real[1:]
