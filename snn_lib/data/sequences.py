@@ -59,9 +59,9 @@ class SequenceDataset(Dataset):
             )
             if len(self.y) == shape[1]:
                 hint = f": x has shape {shape}, expected samples first, as in x.transpose(0, 1)"
-                if isinstance(self.y, Tensor) and self.y.shape[1:2] == shape[:1]:
-                    both = f"x has shape {shape} and y {tuple(self.y.shape)}"
-                    hint = f": {both}, expected samples first in both"
+                y_shape = tuple(self.y.shape) if isinstance(self.y, Tensor) else ()
+                if targets_are_sequences and y_shape[1:2] == shape[:1]:
+                    hint = f": x has shape {shape} and y {y_shape}, expected samples first in both"
         require(
             len(self.x) == len(self.y),
             f"{len(self.x)} sequences have {len(self.y)} targets{hint}",

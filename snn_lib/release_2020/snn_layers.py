@@ -7,9 +7,8 @@ operators of :mod:`snn_lib.functional` compute, so nothing is copied between lay
 Unless a layer says otherwise, it has ``forward(x, states=None) -> (output, states)``, and
 ``create_init_states()``, which returns the zeros to start from, without a batch dimension: states
 without one are those of every sequence. ``step_num`` and ``batch_size`` are only kept as
-attributes; the sizes of the input count. An input with which a layer cannot compute raises a
-``ValueError``. Time constants are in steps. A layer's parameters are in a cell, whose name is part
-of their state-dict keys.
+attributes; the sizes of the input count. Time constants are in steps. A layer's
+parameters are in a cell, whose name is part of their state-dict keys.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
@@ -137,18 +136,23 @@ class _Layer(nn.Module):
         return tuple(like.new_zeros(shape) for shape in self._state_shapes)
 
     def forward(self, x: Tensor, states: States | None = None) -> tuple[Tensor, States]:
-        """Runs all time steps; see the class for shapes."""
+        """Runs all time steps; see the class for shapes.
+
+        Raises:
+            ValueError: the shape of the input, or of a state, is another one.
+        """
         states = None if states is None else self._for_batch(len(x), states)
         try:
             output, states = self._run(x.movedim(-1, 0), states)
         except (ValueError, RuntimeError) as error:
-            # Not before, since some layers compute with what broadcasts to these sizes.
-            if tuple(x.shape[1:-1]) == self._features:
+            given, sizes = x.shape[1:-1], self._features
+            pairs = zip(given, sizes, strict=False)
+            # Most layers also compute with what broadcasts: then the error is about something else.
+            if len(given) == len(sizes) and all(a == b or 1 in (a, b) for a, b in pairs):
                 raise
-            sizes = ", ".join(map(str, self._features))
             raise ValueError(
                 f"{type(self).__name__} is given an input of shape {tuple(x.shape)}, expected "
-                f"(B, {sizes}, T)"
+                f"(B, {', '.join(map(str, sizes))}, T)"
             ) from error
         return output.movedim(0, -1), states
 

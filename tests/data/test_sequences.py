@@ -195,10 +195,6 @@ X = torch.zeros(4, 7, 2)
     [
         ((X, torch.zeros(3)), "train data: 4 sequences have 3 targets"),
         ((X, torch.zeros(7)), r"x has shape \(4, 7, 2\), .* first, as in x\.transpose\(0, 1\)"),
-        (
-            (X, torch.zeros(7, 4)),
-            r"7 targets: x has shape \(4, 7, 2\) and y \(7, 4\), expected samples first in both",
-        ),
         ((X[..., 0], torch.zeros(4)), r"expected \(samples, T, \*features\).*x\[\.\.\., None\]"),
         ((X, torch.zeros(4), [7, 0, 1, 1]), "length 1 is 0, expected a whole number from"),
         ((X, torch.zeros(4), [8, 1, 1, 1]), "length 0 is 8, expected a whole number from"),
@@ -224,6 +220,14 @@ X = torch.zeros(4, 7, 2)
 )
 def test_arrays_that_do_not_fit_each_other_are_refused(source, message):
     assert re.search(message, refusal(sequence_dataset, source, "train"))
+
+
+def test_of_series_and_labels_of_steps_either_may_be_turned():
+    y = torch.zeros(7, 4)
+    expected = r"7 targets: x has shape \(4, 7, 2\) and y \(7, 4\), expected samples first in both"
+    assert re.search(expected, refusal(sequence_dataset, (X, y), "train", True))
+    # A target for each sequence is one of four numbers.
+    assert "x.transpose(0, 1)" in refusal(sequence_dataset, (X, y), "train")
 
 
 NAN, HUGE = torch.tensor([[1.0, math.nan]]), np.array([[1e300]])

@@ -543,10 +543,14 @@ def test_an_input_of_another_shape_is_refused_in_the_order_of_the_release(name):
             layer(wrong, layer.create_init_states())
 
 
-def test_another_error_of_a_layer_is_told_as_it_is():
-    layer, x = made("axon")
-    with pytest.raises(ValueError, match=r"state past_output has shape \(1, 3, 9\)"):
-        layer(x, tuple(torch.zeros(BATCH, 9) for _ in range(2)))
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 1, 1)])
+def test_another_error_of_a_layer_is_told_as_it_is(shape):
+    """Also if the input only broadcasts with the layer."""
+    layer = layers.axon_layer(shape, *SIZES, 4, 1, False, False)
+    x = torch.rand(BATCH, 2, 5, 6, STEPS)
+    _, states = layer(x)
+    with pytest.raises(ValueError, match=r"state past_output has shape \(1, 3, 2, 5, 6\)"):
+        layer(x[:2], states)
 
 
 def test_wrong_time_constants_are_refused():
