@@ -384,7 +384,8 @@ def find_script(checkpoint: Checkpoint) -> Path:
     name, path = checkpoint.get("script", ""), checkpoint.path
     require(
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
-        f"checkpoint {path} does not name the script that wrote it: give load a build_model",
+        f"checkpoint {path} does not name the script that wrote it: give load a build_model, or "
+        "train in a script that calls main",
     )
     above = *path.absolute().parents, *path.resolve().parents
     for folder in (*above, Path.cwd(), LIBRARY):

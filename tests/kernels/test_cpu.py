@@ -24,7 +24,7 @@ from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.kernels import cpu, disk, eager
 from snn_lib.kernels.check import NEURON, Case, Draw, filter_key, make_case
 from snn_lib.kernels.cpu import allocator, library, openmp, running
-from snn_lib.kernels.cpu.writer import TINY
+from snn_lib.kernels.cpu.writer import TINY, TINY_DOUBLE
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import program
 
@@ -429,28 +429,34 @@ def test_the_backward_pass_needs_no_memory_but_the_gradient_of_the_input():
         assert made < 1.5 * case.inputs.x.numel()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "decay", "tiny"), [(torch.float32, 0.7, TINY), (torch.float64, 0.17, TINY_DOUBLE)]
+)
 @pytest.mark.parametrize("key", [filter_key(1, 0), filter_key(2, 0), filter_key(3, 0), NEURON])
-def test_traces_and_gradients_that_decay_become_zero_before_they_are_denormal(key):
+def test_traces_and_gradients_that_decay_become_zero_before_they_are_denormal(
+    key, dtype, decay, tiny
+):
     """A state is zero before it is denormal, with which a CPU computes ten times slower."""
-    x = torch.zeros(400, 2, 8)
+    x = torch.zeros(400, 2, 8, dtype=dtype)
     x[0] = 2.0
-    made, decays = program(key), {"alpha_0": 0.7, "reset_decay": 0.7, "membrane_decay": 0.7}
+    decays = dict.fromkeys(("alpha_0", "reset_decay", "membrane_decay"), decay)
+    made = program(key)
     others = {"beta_0": 1.0, "reset_strength": 1.0}
     rows = [(decays | others).get(name, 0.0) for name in made.coefficients]
-    coefficients = torch.tensor(rows)[:, None].repeat(1, 8)
-    state = torch.zeros(len(made.states), 2, 8)
+    coefficients = torch.tensor(rows, dtype=dtype)[:, None].repeat(1, 8)
+    state = torch.zeros(len(made.states), 2, 8, dtype=dtype)
     inputs = Inputs(key, x, coefficients, state, None, "gaussian", [0.4])
-    inputs = inputs._replace(keep=True, needed=[True] * len(rows))
+    inputs = inputs._replace(keep=True, needed=[True] * len(rows), dtype=dtype)
     case = Case(inputs, x.flip(0), torch.zeros_like(state))
 
     def smallest(tensors):
         return min(tensor[tensor != 0].abs().min().item() for tensor in tensors if tensor.any())
 
     output, last, grad_x, _, grad_state = case.run(cpu)
-    assert smallest(case.run(eager)[:2]) < TINY
+    assert smallest(case.run(eager)[:2]) < tiny
     assert not last.any()
     assert not grad_state.any()
-    assert smallest([output, grad_x]) > torch.finfo().tiny
+    assert smallest([output, grad_x]) > torch.finfo(dtype).tiny
     if key != NEURON:
         assert output[150].min() > 0
         assert grad_x[-150].min() > 0

@@ -19,9 +19,9 @@ I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT, DOUBLE, VOID = ir.FloatType(), ir.DoubleType(), ir.VoidType()
 WORDS = I64.as_pointer()
 KERNEL = ir.FunctionType(VOID, [I64, I64, I64, WORDS])  # its thread, first, last, and arguments
-# What a recurrence carries on is set to zero below it. A decaying trace would otherwise end in
-# denormal numbers, with which a CPU computes ten times slower.
-TINY = 1e-30
+# What a recurrence carries on is set to zero below it, in float and in double. A decaying trace
+# would otherwise end in denormal numbers, with which a CPU computes ten times slower.
+TINY, TINY_DOUBLE = 1e-30, 1e-300
 ORDERED = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
 # The operations of a trace that are instructions of LLVM's.
 INSTRUCTIONS = {
@@ -233,8 +233,9 @@ class Writer(ir.IRBuilder):
         return self.select(self.fcmp_unordered("uno", a, a), a, power)
 
     def flush(self, a: ir.Value) -> ir.Value:
-        """Zero where a value is smaller than ``TINY``."""
-        small = self.fcmp_ordered("<", self.intrinsic("llvm.fabs", a), self.number(TINY))
+        """Zero where a value is smaller than ``TINY``, or in double than ``TINY_DOUBLE``."""
+        tiny = self.number(TINY_DOUBLE if self.type == DOUBLE else TINY)
+        small = self.fcmp_ordered("<", self.intrinsic("llvm.fabs", a), tiny)
         return self.select(small, self.number(0.0), a)
 
     def dropout_scale(
