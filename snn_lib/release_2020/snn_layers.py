@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from snn_lib.cells import DualExponentialSynapse
 from snn_lib.containers import PerStep
+from snn_lib.errors import out_of_memory
 from snn_lib.functional import NeuronState, iir_filter, neuron_traces, spiking_neuron
 from snn_lib.inspection.monitor import SynapseRecord, as_numpy, record_of
 from snn_lib.observing import observe
@@ -145,14 +146,14 @@ class _Layer(nn.Module):
         try:
             output, states = self._run(x.movedim(-1, 0), states)
         except (ValueError, RuntimeError) as error:
-            given, sizes = x.shape[1:-1], self._features
-            pairs = zip(given, sizes, strict=False)
-            # Most layers also compute with what broadcasts: then the error is about something else.
-            if len(given) == len(sizes) and all(a == b or 1 in (a, b) for a, b in pairs):
+            given, sizes = tuple(x.shape[1:-1]), self._features
+            if given == sizes or out_of_memory(error):
                 raise
+            # Some layers compute with what broadcasts: then the error is about something else.
+            cause = f": {error}" if 1 in given + sizes else ""
             raise ValueError(
                 f"{type(self).__name__} is given an input of shape {tuple(x.shape)}, expected "
-                f"(B, {', '.join(map(str, sizes))}, T)"
+                f"(B, {', '.join(map(str, sizes))}, T){cause}"
             ) from error
         return output.movedim(0, -1), states
 

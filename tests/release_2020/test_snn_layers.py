@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from snn_lib.errors import out_of_memory
 from snn_lib.release_2020 import snn_layers as layers
 
 STEPS, BATCH = 12, 3
@@ -543,14 +544,34 @@ def test_an_input_of_another_shape_is_refused_in_the_order_of_the_release(name):
             layer(wrong, layer.create_init_states())
 
 
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: layers.conv2d_layer(5, 6, 1, 3, 3, 1, 1, 1, *SIZES, 4, True, True), (3, 5, 6)),
+        (lambda: layers.neuron_layer(6, 4, *SIZES, 4, True, True), (1,)),
+        (lambda: layers.axon_layer((1,), *SIZES, 4, 1, False, False), (6,)),
+    ],
+)
+def test_an_input_is_refused_in_this_way_too_if_a_size_is_1(build, shape):
+    layer = build()
+    expected = rf"{type(layer).__name__} is given an input of shape .*, expected \(B, .*, T\): "
+    with pytest.raises(ValueError, match=expected):
+        layer(torch.rand(BATCH, *shape, STEPS))
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 6), (2, 1, 1)])
-def test_another_error_of_a_layer_is_told_as_it_is(shape):
+def test_another_error_of_a_layer_is_told(shape):
     """Also if the input only broadcasts with the layer."""
     layer = layers.axon_layer(shape, *SIZES, 4, 1, False, False)
     x = torch.rand(BATCH, 2, 5, 6, STEPS)
     _, states = layer(x)
     with pytest.raises(ValueError, match=r"state past_output has shape \(1, 3, 2, 5, 6\)"):
         layer(x[:2], states)
+    huge = torch.zeros(1, 1, 1, 1, 1).expand(10**9, 2, 5, 6, 10**4)
+    with pytest.raises(RuntimeError, match="allocate memory") as refused:
+        layer(huge)
+    assert out_of_memory(refused.value)
+    assert type(refused.value) is RuntimeError
 
 
 def test_wrong_time_constants_are_refused():
