@@ -149,7 +149,7 @@ class _Layer(nn.Module):
             given, sizes = tuple(x.shape[1:-1]), self._features
             if given == sizes or out_of_memory(error):
                 raise
-            # Some layers compute with what broadcasts: then the error is about something else.
+            # Some layers compute with what broadcasts, and then the error is about something else.
             cause = f": {error}" if 1 in given + sizes else ""
             raise ValueError(
                 f"{type(self).__name__} is given an input of shape {tuple(x.shape)}, expected "
