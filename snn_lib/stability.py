@@ -99,8 +99,11 @@ def stabilise(alpha: Tensor, margin: float) -> Tensor:
 
     exact = torch.float32 if alpha.device.type == "mps" else torch.float64  # MPS has no other
     bounded = torch.stack(
-        [a.clamp(-math.comb(order, p), math.comb(order, p)) for p, a in enumerate(alpha, 1)]
-    ).to(exact)
+        [
+            a.clamp(-math.comb(order, p), math.comb(order, p))
+            for p, a in enumerate(alpha.to(exact), 1)
+        ]
+    )
 
     def scale(factor: Tensor) -> Tensor:
         """Every filter with its poles scaled by each of the factors, ``(P, factors, *shape)``."""

@@ -161,6 +161,16 @@ def test_stabilise_reads_no_values_back_from_a_device(order):
     assert stabilise(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_stabilise_computes_the_same_under_autocast(dtype, lower):
+    alpha = clusters(3).to(dtype)
+    with torch.autocast("cpu", lower):
+        found = stabilise(alpha, MARGIN)
+    assert found.dtype == dtype
+    assert torch.equal(found, stabilise(alpha, MARGIN))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
 def test_stabilise_needs_no_float64_of_mps(dtype, order):

@@ -205,4 +205,4 @@ def rounded(value: np.ndarray, shift: int, bits: int, states: States) -> np.ndar
     """
     value, limit = (value + ((1 << shift) >> 1)) >> shift, 1 << (bits - 1)
     states[SATURATED] += np.count_nonzero((value < -limit) | (value >= limit))
-    return value.clip(-limit, limit - 1)
+    return np.clip(value, -limit, limit - 1)

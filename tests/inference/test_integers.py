@@ -446,6 +446,24 @@ def test_the_negative_of_a_sum_is_that_of_both_of_its_parts():
     np.testing.assert_allclose(found, expected, atol=1e-3 * abs(expected).max())
 
 
+class Level(Cell):
+    """A constant, whatever comes."""
+
+    coefficients = ("level",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return coefficients[0], ()
+
+
+@pytest.mark.parametrize("level", [1.0, 0.9, -1.0])
+def test_an_output_that_is_a_constant_is_right(level):
+    x = torch.rand(5, 2, 3)
+    made = quantise(Sequential(Level(3, level=level)), x)
+    found = made.run(made.integers(x.numpy()))
+    np.testing.assert_allclose(found * made.output_scale, np.full((5, 2, 3), level), rtol=1e-6)
+
+
 def of_poles(channels, *poles):
     """A filter of an even order, with these poles and their conjugates."""
     alpha = -np.poly([*poles, *np.conj(poles)]).real[1:]
