@@ -284,8 +284,8 @@ class SequenceClassification(SequenceTask, Classification):
             highest = max(labels.max().item(), self._highest)
             require(
                 highest < outputs,
-                f"there is a class {highest}, but the network has {outputs} outputs: count classes "
-                "from 0",
+                f"there is a class {highest}, but the network has {outputs} outputs: classes count "
+                f"from 0, so it needs {highest + 1}",
             )
         return logits
 

@@ -492,7 +492,7 @@ def test_names_of_classes_may_be_an_array_of_numpy():
 @pytest.mark.parametrize(
     ("first", "names", "message"),
     [
-        (1, [], "there is a class 3, but the network has 3 outputs"),
+        (1, [], "a class 3, but the network has 3 outputs: classes count from 0, so it needs 4"),
         (0, ["walk", "run"], "2 names of classes, but the network has 3 outputs"),
         (0, ["walk", "run", "walk"], "classes has the same name twice"),
     ],
