@@ -17,9 +17,15 @@ from torch import nn
 
 import snn_lib
 from snn_lib.files import write_atomically
+from snn_lib.inference.description import preparation_of
 from snn_lib.inference.integers import FAR_BEHIND, NEAR_LIMIT, IntegerNetwork, StagedIntegers
 from snn_lib.inference.stages import Gather, Pool, Rows, Stage, Step, Windows
-from snn_lib.inference.staging import StagedNetwork, check_classes, read_stages
+from snn_lib.inference.staging import (
+    StagedNetwork,
+    check_classes,
+    read_stages,
+    warn_of_far_channels,
+)
 from snn_lib.kernels.trace import Line
 
 # How C writes the operations of a step. It has no others without the library of mathematics.
@@ -175,13 +181,18 @@ def to_c(
         ValueError: the name does not fit, a step computes what needs the library of mathematics, or
             as :func:`snn_lib.inference.to_onnx`.
         RunError: as :func:`snn_lib.inference.to_onnx`.
+
+    Warns:
+        UserWarning: as :func:`snn_lib.inference.to_onnx`, of a network in floats.
     """
     if isinstance(network, IntegerNetwork):
         read = network.staged
         classes = check_classes(read.classes if classes is None else classes, read.after)
         write_c(replace(read, classes=classes, step=read.step if step is None else step), path)
     else:
-        write_c(read_stages(network, shape, classes, step), path)
+        read = read_stages(network, shape, classes, step)
+        warn_of_far_channels(preparation_of(network), read.dtype)
+        write_c(read, path)
 
 
 def write_c(read: StagedNetwork, path: str | Path) -> None:

@@ -30,13 +30,12 @@ from snn_lib.inference.lowering import (
     keep_row,
 )
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
-from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
+from snn_lib.inference.staging import LARGEST_LOSS, StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import Line, Trace, Value
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 INPUT_BITS = 16
 LEAST_STEPS = 100  # of its unit, which the input has to reach
-LARGEST_LOSS = 0.05  # by rounding, of the deviation of an input
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 

@@ -26,7 +26,7 @@ from snn_lib.inference.description import (
     readout_of,
 )
 from snn_lib.inference.layers import Layer, Shape
-from snn_lib.inference.staging import check_classes, input_of
+from snn_lib.inference.staging import check_classes, input_of, warn_of_far_channels
 from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS, Trace, Value, trace
 
@@ -80,6 +80,10 @@ def to_onnx(
         ValueError: a layer or the preparation cannot be exported, or as
             :func:`snn_lib.inference.compiled`, with which the layers are compared.
         RunError: the file cannot be written; what was there before is untouched.
+
+    Warns:
+        UserWarning: a channel of a series lies so far from 0 that the network's dtype loses what it
+            sees of it. Export ``network.double()``, or subtract a constant and train again.
     """
     try:
         import onnx
@@ -95,6 +99,7 @@ def to_onnx(
             )
     preparation = preparation_of(network)
     graph = _Graph(description, preparation)
+    warn_of_far_channels(preparation, description.dtype)
     classes = classes_of(network) if classes is None else classes
     if readout_of(network) is not None:
         check_classes(classes, description.after)

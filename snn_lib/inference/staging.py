@@ -6,6 +6,7 @@ and traced like the step of a cell.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import Line, Trace, trace
 
 LONGEST = 2.0**24  # up to which steps are counted, in float32
+LARGEST_LOSS = 0.05  # by rounding, of the deviation of an input
 
 
 @dataclass(frozen=True)
@@ -359,6 +361,23 @@ def _prepare(
         return takes, tuple(preparation.mean.shape), [Gather(twice), step], count
     steps = [_step(name, one, np.arange(count), (count,)) for one in functions]
     return takes, features, [*steps], count
+
+
+def warn_of_far_channels(preparation: Preparation | None, dtype: np.dtype) -> None:
+    """Warns if values of a series in this dtype lose what an exported network sees of a channel."""
+    if not isinstance(preparation, SeriesPreparation):
+        return
+    mean, deviation = preparation.mean.numpy(), preparation.deviation.numpy()
+    apart = float(np.finfo(dtype).eps) * np.abs(mean)
+    lost = apart / math.sqrt(12) > LARGEST_LOSS * deviation  # of what is rounded evenly
+    for channel in np.flatnonzero(lost)[:1]:
+        warnings.warn(
+            f"channel {channel} of the series lies around {mean[channel]:.3g}, where {dtype} "
+            f"hardly tells apart what differs by {deviation[channel]:.3g}: subtract a constant "
+            "from the channel, and train again, or export network.double()",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _standardised(

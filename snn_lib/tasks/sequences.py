@@ -275,9 +275,11 @@ class SequenceClassification(SequenceTask, Classification):
             "outputs",
         )
         require(len({*self.classes}) == len(self.classes), "classes has the same name twice")
+        expected = f"({', '.join(map(str, labels.shape))}, classes)"
         require(
             logits.shape[:-1] == labels.shape,
-            f"the network answers {tuple(logits.shape[:-1])}, the labels are {tuple(labels.shape)}",
+            f"the network's output has the shape {tuple(output.shape)}, and its answers have "
+            f"{tuple(logits.shape)}: expected (T, B, classes), and answers {expected}",
         )
         if labels.numel() and (labels.device.type == "cpu" or not self._labels_seen):
             self._labels_seen = True  # on a device only once, as looking waits for the device

@@ -206,7 +206,7 @@ def prepare_series(
 ) -> SeriesPreparation:
     """Finds on the training sequences how series are standardised, shortened and encoded.
 
-    A channel that never changes is only centred.
+    A channel that never changes is only centred, and changes that are all the same are not divided.
 
     Args:
         sequences: ``(T_i, channels)`` each, float64.
@@ -244,6 +244,10 @@ def prepare_series(
         settings.fields,
         settings.threshold,
     )
-    changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
+    shortened = [preparation.shorten(sequence) for sequence in sequences]
+    changes = torch.cat([x.diff(dim=0) for x in shortened])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
-    return replace(preparation, change=divisors(change))
+    # The changes of a steady slope differ by rounding alone, of these values or of those given.
+    rounding = torch.finfo(torch.float32).eps * torch.cat(shortened).abs().amax(0)
+    rounding = rounding + torch.finfo(torch.float64).eps * mean.abs() / preparation.deviation
+    return replace(preparation, change=divisors(torch.where(change > 4 * rounding, change, 0.0)))

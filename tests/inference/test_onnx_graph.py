@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -273,3 +274,22 @@ def test_the_graph_prepares_its_input_as_pytorch_does(preparation, raw, steps, t
 def test_a_preparation_that_needs_more_than_a_step_is_refused(preparation, tmp_path):
     with pytest.raises(ValueError, match="Preparation of this network, as it is set, is"):
         to_onnx(Prepared(preparation), tmp_path / "network.onnx")
+
+
+def far_from_0(deviations, dtype=torch.float32):
+    """A network of series whose second channel lies so many deviations below 0."""
+    mean = torch.tensor([3.0, -deviations * 0.5], dtype=torch.float64)
+    preparation = SeriesPreparation(block=1, encoding="current", **{**SERIES, "mean": mean})
+    return Prepared(preparation).to(dtype)
+
+
+@pytest.mark.parametrize(("write", "name"), [(to_onnx, "network.onnx"), (to_c, "network.c")])
+def test_a_channel_that_lies_too_far_from_0_for_the_numbers_is_warned_of(write, name, tmp_path):
+    """In float32 numbers at 1e7 deviations are a deviation apart, at 1e6 an eighth of one."""
+    with pytest.warns(
+        UserWarning, match="channel 1 of the series lies around -5e.06, where float32"
+    ):
+        write(far_from_0(1e7), tmp_path / name)
+    with warnings.catch_warnings(action="error"):
+        write(far_from_0(1e6), tmp_path / name)
+        write(far_from_0(1e7, torch.float64), tmp_path / name)

@@ -541,7 +541,14 @@ class AtOnce(nn.Module):
         (
             SequenceClassification(OF_STEPS, None),
             lambda x: LINEAR(x)[::2],
-            "the network answers (3, 8), the labels are (5, 8)",
+            "shape (3, 8, 1), and its answers have (3, 8, 1): expected (T, B, classes), and "
+            "answers (5, 8, classes)",
+        ),
+        (
+            SequenceClassification({"train": (OF_STEPS["train"][0], [0] * 12)}, "mean"),
+            AtOnce(),
+            "shape (8, 1), and its answers have (1,): expected (T, B, classes), and answers "
+            "(8, classes)",
         ),
         (SequenceRegression(OF_NUMBERS, "mean"), LINEAR, "says (8, 1), the targets are (8,)"),
         (

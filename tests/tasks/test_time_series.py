@@ -107,6 +107,19 @@ def test_large_numbers_are_standardised_alike(mine, tmp_path, offset, factor):
         torch.testing.assert_close(sequence, other, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("slope", "start"), [(1.0, 0.0), (1 / 60, 0.3), (-1e5, 7.0), (1.0, 1.7e9), (1e-3, 1.7e9)]
+)
+def test_changes_that_differ_by_rounding_alone_are_not_divided(slope, start):
+    """As of a counter of steps, or of a clock, which may run in milliseconds."""
+    bent = torch.arange(60.0, dtype=torch.float64)[:, None] * slope + start
+    steady, bent[30:] = bent.clone(), bent[30:] * 1.00001  # of which the second has one real change
+    assert prepare_series([steady] * 9, TimeSeriesHyperparameters()).change.item() == 1.0
+    found = prepare_series([bent] * 9, TimeSeriesHyperparameters()).change
+    exact = np.diff(((bent - bent.mean()) / bent.std(correction=0)).numpy(), axis=0).std()
+    np.testing.assert_allclose(found, [exact], rtol=0.1)
+
+
 @pytest.mark.filterwarnings("error")
 def test_sequences_of_a_single_step_have_no_changes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=np.arange(8.0)[:, None], y=np.arange(8) % 2)
