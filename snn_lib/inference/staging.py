@@ -368,12 +368,15 @@ def warn_of_far_channels(preparation: Preparation | None, dtype: np.dtype) -> No
     if not isinstance(preparation, SeriesPreparation):
         return
     mean, deviation = preparation.mean.numpy(), preparation.deviation.numpy()
+    change = preparation.change.numpy()
+    seen = deviation * np.minimum(change, 1.0)  # the values, and what they change by
     apart = float(np.finfo(dtype).eps) * np.abs(mean)
-    lost = apart / math.sqrt(12) > LARGEST_LOSS * deviation  # of what is rounded evenly
-    for channel in np.flatnonzero(lost)[:1]:
+    lost = apart / math.sqrt(12) > LARGEST_LOSS * seen  # of what is rounded evenly
+    changes = (deviation != 1) | (change != 1)  # both are 1 of a channel that never changes
+    for channel in np.flatnonzero(lost & changes)[:1]:
         warnings.warn(
             f"channel {channel} of the series lies around {mean[channel]:.3g}, where {dtype} "
-            f"hardly tells apart what differs by {deviation[channel]:.3g}: subtract a constant "
+            f"hardly tells apart what differs by {seen[channel]:.3g}: subtract a constant "
             "from the channel, and train again, or export network.double()",
             UserWarning,
             stacklevel=3,

@@ -278,8 +278,8 @@ class SequenceClassification(SequenceTask, Classification):
         expected = f"({', '.join(map(str, labels.shape))}, classes)"
         require(
             logits.shape[:-1] == labels.shape,
-            f"the network's output has the shape {tuple(output.shape)}, and its answers have "
-            f"{tuple(logits.shape)}: expected (T, B, classes), and answers {expected}",
+            f"the answers have the shape {tuple(logits.shape)}, expected {expected}, of an output "
+            "(T, B, classes)",
         )
         if labels.numel() and (labels.device.type == "cpu" or not self._labels_seen):
             self._labels_seen = True  # on a device only once, as looking waits for the device

@@ -177,6 +177,12 @@ class TimeSeries(SequenceClassification):
             f"{self.config.dataset} has another mean and deviation than the data that the network "
             "has learned from: give it that, or run the network on this by snn_lib.load",
         )
+        own = self.preparation.change
+        change = preparation.get("change") if isinstance(preparation, dict) else None
+        if isinstance(change, Tensor) and change.shape == own.shape:
+            # Earlier versions divided the changes of a steady slope, too.
+            change = torch.where(own == 1, change, own)
+            self.preparation = replace(self.preparation, change=change)
 
     def sample(self) -> NetworkInput:
         """Training sequences from all over the set, as they are."""

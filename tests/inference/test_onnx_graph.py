@@ -276,11 +276,11 @@ def test_a_preparation_that_needs_more_than_a_step_is_refused(preparation, tmp_p
         to_onnx(Prepared(preparation), tmp_path / "network.onnx")
 
 
-def far_from_0(deviations, dtype=torch.float32):
+def far_from_0(deviations, dtype=torch.float32, **others):
     """A network of series whose second channel lies so many deviations below 0."""
     mean = torch.tensor([3.0, -deviations * 0.5], dtype=torch.float64)
-    preparation = SeriesPreparation(block=1, encoding="current", **{**SERIES, "mean": mean})
-    return Prepared(preparation).to(dtype)
+    values = {**SERIES, "mean": mean, **others}
+    return Prepared(SeriesPreparation(block=1, encoding="current", **values)).to(dtype)
 
 
 @pytest.mark.parametrize(("write", "name"), [(to_onnx, "network.onnx"), (to_c, "network.c")])
@@ -290,6 +290,10 @@ def test_a_channel_that_lies_too_far_from_0_for_the_numbers_is_warned_of(write, 
         UserWarning, match="channel 1 of the series lies around -5e.06, where float32"
     ):
         write(far_from_0(1e7), tmp_path / name)
+    with pytest.warns(UserWarning, match="tells apart what differs by 0.005"):
+        write(far_from_0(1e5, change=torch.tensor([0.7, 0.01])), tmp_path / name)
+    still = {"deviation": torch.tensor([2.0, 1.0], dtype=torch.float64), "change": torch.ones(2)}
     with warnings.catch_warnings(action="error"):
         write(far_from_0(1e6), tmp_path / name)
         write(far_from_0(1e7, torch.float64), tmp_path / name)
+        write(far_from_0(1e9, **still), tmp_path / name)

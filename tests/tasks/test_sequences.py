@@ -541,14 +541,12 @@ class AtOnce(nn.Module):
         (
             SequenceClassification(OF_STEPS, None),
             lambda x: LINEAR(x)[::2],
-            "shape (3, 8, 1), and its answers have (3, 8, 1): expected (T, B, classes), and "
-            "answers (5, 8, classes)",
+            "the answers have the shape (3, 8, 1), expected (5, 8, classes), of an output (T, B, ",
         ),
         (
             SequenceClassification({"train": (OF_STEPS["train"][0], [0] * 12)}, "mean"),
             AtOnce(),
-            "shape (8, 1), and its answers have (1,): expected (T, B, classes), and answers "
-            "(8, classes)",
+            "the answers have the shape (1,), expected (8, classes), of an output (T, B, classes)",
         ),
         (SequenceRegression(OF_NUMBERS, "mean"), LINEAR, "says (8, 1), the targets are (8,)"),
         (

@@ -318,6 +318,19 @@ def test_a_network_is_tested_and_resumed_on_the_data_that_it_has_learned_from(
         assert shorter.code == 0
 
 
+def test_a_network_of_an_earlier_version_is_given_a_steady_slope_as_in_its_training(tmp_path):
+    x = np.random.default_rng(0).normal(size=(8, 30, 2))
+    x[..., 1] = np.arange(30)
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(8) % 2)
+    task = task_of(configured(tmp_path))
+    now = task.preparation.change.clone()
+    before = torch.tensor([9.0, 3e-8])
+    task.check_data({"preparation": {**task.preparation.to_dict(), "change": before}})
+    assert task.preparation.change.tolist() == [now[0], before[1]]
+    batch = next(task.batches("validation"))
+    assert batch.x[..., 3].max() > 1e6
+
+
 def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
     x = np.random.default_rng(1).normal(size=(45, STEPS, 3))  # which says nothing of the classes
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(45) % 3)
