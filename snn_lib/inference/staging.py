@@ -370,8 +370,8 @@ def warn_of_far_channels(preparation: Preparation | None, dtype: np.dtype) -> No
     mean, deviation = preparation.mean.numpy(), preparation.deviation.numpy()
     change = preparation.change.numpy()
     seen = deviation * np.minimum(change, 1.0)  # the values, and what they change by
-    apart = float(np.finfo(dtype).eps) * np.abs(mean)
-    lost = apart / math.sqrt(12) > LARGEST_LOSS * seen  # of what is rounded evenly
+    apart = float(np.finfo(dtype).eps) * np.abs(mean)  # numbers of this size
+    lost = apart / math.sqrt(12) > LARGEST_LOSS * seen  # the deviation of what rounding adds
     changes = (deviation != 1) | (change != 1)  # both are 1 of a channel that never changes
     for channel in np.flatnonzero(lost & changes)[:1]:
         warnings.warn(
