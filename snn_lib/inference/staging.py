@@ -373,11 +373,12 @@ def warn_of_far_channels(preparation: Preparation | None, dtype: np.dtype) -> No
     apart = float(np.finfo(dtype).eps) * np.abs(mean)  # numbers of this size
     lost = apart / math.sqrt(12) > LARGEST_LOSS * seen  # the deviation of what rounding adds
     changes = (deviation != 1) | (change != 1)  # both are 1 of a channel that never changes
+    remedy = ", or export network.double()" if dtype == np.float32 else ""
     for channel in np.flatnonzero(lost & changes)[:1]:
         warnings.warn(
             f"channel {channel} of the series lies around {mean[channel]:.3g}, where {dtype} "
-            f"hardly tells apart what differs by {seen[channel]:.3g}: subtract a constant "
-            "from the channel, and train again, or export network.double()",
+            f"may not tell apart what differs by {seen[channel]:.3g}: subtract a constant "
+            f"from the channel, and train again{remedy}",
             UserWarning,
             stacklevel=3,
         )

@@ -172,17 +172,21 @@ class TimeSeries(SequenceClassification):
         """See :class:`snn_lib.tasks.base.Task`."""
         super().check_data(checkpoint)
         preparation = checkpoint.get("preparation")
+        if not isinstance(preparation, dict):
+            return
         require(
-            not isinstance(preparation, dict) or self.preparation.agrees_with(preparation),
+            self.preparation.agrees_with(preparation),
             f"{self.config.dataset} has another mean and deviation than the data that the network "
             "has learned from: give it that, or run the network on this by snn_lib.load",
         )
-        own = self.preparation.change
-        change = preparation.get("change") if isinstance(preparation, dict) else None
-        if isinstance(change, Tensor) and change.shape == own.shape:
-            # Earlier versions divided the changes of a steady slope, too.
-            change = torch.where(own == 1, change, own)
-            self.preparation = replace(self.preparation, change=change)
+        own, change = self.preparation.change, preparation.get("change")
+        require(
+            not isinstance(change, Tensor)
+            or change.shape != own.shape
+            or not bool(((own == 1) & (change != 1)).any()),
+            "the network was given the changes of a steady slope divided by their rounding, as "
+            "earlier versions did: train it again, or run it by snn_lib.load",
+        )
 
     def sample(self) -> NetworkInput:
         """Training sequences from all over the set, as they are."""

@@ -318,17 +318,16 @@ def test_a_network_is_tested_and_resumed_on_the_data_that_it_has_learned_from(
         assert shorter.code == 0
 
 
-def test_a_network_of_an_earlier_version_is_given_a_steady_slope_as_in_its_training(tmp_path):
+def test_a_network_that_was_given_the_rounding_of_a_steady_slope_is_refused(tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 30, 2))
     x[..., 1] = np.arange(30)
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(8) % 2)
     task = task_of(configured(tmp_path))
-    now = task.preparation.change.clone()
-    before = torch.tensor([9.0, 3e-8])
-    task.check_data({"preparation": {**task.preparation.to_dict(), "change": before}})
-    assert task.preparation.change.tolist() == [now[0], before[1]]
-    batch = next(task.batches("validation"))
-    assert batch.x[..., 3].max() > 1e6
+    saved = task.preparation.to_dict()
+    earlier = {"preparation": {**saved, "change": torch.tensor([9.0, 3e-8])}}
+    assert "by their rounding, as earlier versions did" in refusal(task.check_data, earlier)
+    task.check_data({"preparation": {**saved, "change": torch.tensor([9.0, 1.0])}})
+    task.check_data({"preparation": saved})
 
 
 def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
