@@ -152,6 +152,17 @@ def test_crops_that_are_longer_than_the_image_end_at_its_edge():
     assert (np.abs(maps[:, :, 2]) <= 1 - sides + 1e-5).all()
 
 
+def test_an_image_is_cropped_before_it_is_turned():
+    """So what is seen lies about the middle of a crop, whose sides are those of the image."""
+    maps = affine_maps(grids(400, transform((0.1, 0.2), (0.3, 0.4), degrees=90.0)))
+    linear = maps[:, :, :2]
+    across_and_down = linear @ linear.swapaxes(1, 2)  # of the crop alone: a turn drops out
+    np.testing.assert_allclose(across_and_down[:, 0, 1], 0, atol=1e-5)
+    sides = np.sqrt(np.diagonal(across_and_down, axis1=1, axis2=2))
+    assert (np.abs(maps[:, :, 2]) <= 1 - sides + 1e-5).all()
+    assert np.abs(linear[:, 0, 1]).max() > 0.1
+
+
 def test_two_rounds_turn_further_than_one():
     angles = [
         np.degrees(np.arctan2(maps[:, 1, 0], maps[:, 0, 0])).std()
