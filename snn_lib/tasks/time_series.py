@@ -5,6 +5,7 @@ sequences are averaged over blocks of steps. The network sees an encoding of the
 is the mean of its output over the steps of the sequence.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -181,11 +182,12 @@ class TimeSeries(SequenceClassification):
         )
         own, change = self.preparation.change, preparation.get("change")
         require(
-            not isinstance(change, Tensor)
+            self.preparation.encoding != "current"  # which alone sees changes
+            or not isinstance(change, Tensor)
             or change.shape != own.shape
-            or not bool(((own == 1) & (change != 1)).any()),
-            "the network was given the changes of a steady slope divided by their rounding, as "
-            "earlier versions did: train it again, or run it by snn_lib.load",
+            or not bool((own.isinf() & ~change.isinf()).any()),
+            "the network was given the changes of a steady slope, as in earlier versions: train it "
+            "again, or run it by snn_lib.load",
         )
 
     def sample(self) -> NetworkInput:
@@ -216,7 +218,8 @@ def prepare_series(
 ) -> SeriesPreparation:
     """Finds on the training sequences how series are standardised, shortened and encoded.
 
-    A channel that never changes is only centred, and changes that are all the same are not divided.
+    A channel that never changes is only centred. Changes that are all the same, as those of a
+    clock, become 0.
 
     Args:
         sequences: ``(T_i, channels)`` each, float64.
@@ -257,7 +260,8 @@ def prepare_series(
     shortened = [preparation.shorten(sequence) for sequence in sequences]
     changes = torch.cat([x.diff(dim=0) for x in shortened])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
-    # The changes of a steady slope differ by rounding alone, of these values or of those given.
+    # Changes that differ by rounding alone, of these values or of those given, say nothing.
     rounding = torch.finfo(torch.float32).eps * torch.cat(shortened).abs().amax(0)
     rounding = rounding + torch.finfo(torch.float64).eps * mean.abs() / preparation.deviation
-    return replace(preparation, change=divisors(torch.where(change > 4 * rounding, change, 0.0)))
+    steady = changes.any(0) & (change <= 4 * rounding)
+    return replace(preparation, change=divisors(change).masked_fill(steady, math.inf))

@@ -1,5 +1,6 @@
 """Time series: how they are prepared and shown, and the script on arrays of one's own."""
 
+import math
 import re
 import sys
 from decimal import Decimal
@@ -110,11 +111,14 @@ def test_large_numbers_are_standardised_alike(mine, tmp_path, offset, factor):
 @pytest.mark.parametrize(
     ("slope", "start"), [(1.0, 0.0), (1 / 60, 0.3), (-1e5, 7.0), (1.0, 1.7e9), (1e-3, 1.7e9)]
 )
-def test_changes_that_differ_by_rounding_alone_are_not_divided(slope, start):
+def test_changes_that_differ_by_rounding_alone_become_0(slope, start):
     """As of a counter of steps, or of a clock, which may run in milliseconds."""
     bent = torch.arange(60.0, dtype=torch.float64)[:, None] * slope + start
     steady, bent[30:] = bent.clone(), bent[30:] * 1.00001  # of which the second has one real change
-    assert prepare_series([steady] * 9, TimeSeriesHyperparameters()).change.item() == 1.0
+    preparation = prepare_series([steady] * 9, TimeSeriesHyperparameters())
+    x, _ = preparation([steady])
+    assert x[0, 0, 0] * x[-1, 0, 0] < -2
+    assert not x[..., 1].any()
     found = prepare_series([bent] * 9, TimeSeriesHyperparameters()).change
     exact = np.diff(((bent - bent.mean()) / bent.std(correction=0)).numpy(), axis=0).std()
     np.testing.assert_allclose(found, [exact], rtol=0.1)
@@ -318,16 +322,19 @@ def test_a_network_is_tested_and_resumed_on_the_data_that_it_has_learned_from(
         assert shorter.code == 0
 
 
-def test_a_network_that_was_given_the_rounding_of_a_steady_slope_is_refused(tmp_path):
+def test_a_network_that_was_given_the_changes_of_a_steady_slope_is_refused(tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 30, 2))
     x[..., 1] = np.arange(30)
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(8) % 2)
     task = task_of(configured(tmp_path))
     saved = task.preparation.to_dict()
-    earlier = {"preparation": {**saved, "change": torch.tensor([9.0, 3e-8])}}
-    assert "by their rounding, as earlier versions did" in refusal(task.check_data, earlier)
-    task.check_data({"preparation": {**saved, "change": torch.tensor([9.0, 1.0])}})
+    for before in (3e-8, 1.0):
+        earlier = {"preparation": {**saved, "change": torch.tensor([9.0, before])}}
+        words = refusal(task.check_data, earlier)
+        assert words.startswith("the network was given the changes of a steady slope")
+    task.check_data({"preparation": {**saved, "change": torch.tensor([9.0, math.inf])}})
     task.check_data({"preparation": saved})
+    task_of(configured(tmp_path, encoding="population")).check_data(earlier)
 
 
 def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):

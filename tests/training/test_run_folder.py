@@ -2,6 +2,7 @@
 
 import csv
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -177,6 +178,9 @@ def test_the_newest_run_with_a_checkpoint_is_taken(tmp_path):
     (tmp_path / "trial/2026-01-03_00-00-00").mkdir()  # failed before its first checkpoint
     (tmp_path / "other/2026-01-04_00-00-00").mkdir(parents=True)
     (tmp_path / "other/2026-01-04_00-00-00/last").touch()
+    older = tmp_path / "trial/2026-01-01_09-00-00"  # was resumed later
+    os.utime(older / "last", (2e9, 2e9))
+    os.utime(older, (2e9, 2e9))
     assert newest(config, "last") == tmp_path / "trial/2026-01-02_00-00-00_002/last"
     assert "trial/*/best: train trial first" in refusal(newest, config, "best")
     (copy / "best").touch()
