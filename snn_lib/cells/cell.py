@@ -355,7 +355,10 @@ class Cell(Constrained):
         return key_of(self.kind, tuple(self.state_rows().values()), tuple(rows))
 
     def state_rows(self) -> dict[str, int | None]:
-        """By name and in order, how many rows each state has; ``None`` if it has none to count."""
+        """By name and in order, how many rows each state has; ``None`` if it has none to count.
+
+        ``Cell.__init__`` reads it, so a subclass sets before that what its own depends on.
+        """
         return dict.fromkeys(self.states)
 
     # ---------------------------------------------------------------------------------------------

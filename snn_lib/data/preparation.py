@@ -94,7 +94,7 @@ class SeriesPreparation(Preparation):
     Attributes:
         mean, deviation: of each channel in the training sequences, float64 ``(channels,)``.
         change: deviation of the standardised channels' changes from step to step, ``(channels,)``;
-            infinite where all changes are the same, so that they become 0.
+            infinite where a channel rises or falls evenly, so that its changes become 0.
         block: steps that are averaged into one.
         steps: of the longest training sequence, shortened.
         encoding: how values become input.

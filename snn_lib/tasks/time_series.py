@@ -180,14 +180,14 @@ class TimeSeries(SequenceClassification):
             f"{self.config.dataset} has another mean and deviation than the data that the network "
             "has learned from: give it that, or run the network on this by snn_lib.load",
         )
-        own, change = self.preparation.change, preparation.get("change")
+        change = preparation.get("change")
         require(
             self.preparation.encoding != "current"  # which alone sees changes
             or not isinstance(change, Tensor)
-            or change.shape != own.shape
-            or not bool((own.isinf() & ~change.isinf()).any()),
-            "the network was given the changes of a steady slope, as in earlier versions: train it "
-            "again, or run it by snn_lib.load",
+            or torch.equal(change.isinf(), self.preparation.change.isinf()),
+            f"a channel rises or falls evenly in {self.config.dataset} but not in what the network "
+            "has learned from, or the other way round, or an earlier version has trained it: train "
+            "it again, or run it by snn_lib.load",
         )
 
     def sample(self) -> NetworkInput:
@@ -218,8 +218,8 @@ def prepare_series(
 ) -> SeriesPreparation:
     """Finds on the training sequences how series are standardised, shortened and encoded.
 
-    A channel that never changes is only centred. Changes that are all the same, as those of a
-    clock, become 0.
+    A channel that never changes is only centred. The changes of one that rises or falls evenly, as
+    a clock, become 0.
 
     Args:
         sequences: ``(T_i, channels)`` each, float64.
@@ -260,8 +260,24 @@ def prepare_series(
     shortened = [preparation.shorten(sequence) for sequence in sequences]
     changes = torch.cat([x.diff(dim=0) for x in shortened])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
-    # Changes that differ by rounding alone, of these values or of those given, say nothing.
-    rounding = torch.finfo(torch.float32).eps * torch.cat(shortened).abs().amax(0)
-    rounding = rounding + torch.finfo(torch.float64).eps * mean.abs() / preparation.deviation
-    steady = changes.any(0) & (change <= 4 * rounding)
+    steady = find_steady_slopes(sequences)  # whose changes say nothing
     return replace(preparation, change=divisors(change).masked_fill(steady, math.inf))
+
+
+def find_steady_slopes(sequences: list[Tensor]) -> Tensor:
+    """Finds the channels that change by the same at every step of all sequences, but for rounding.
+
+    Args:
+        sequences: ``(T_i, channels)`` each, float64.
+
+    Returns:
+        Booleans ``(channels,)``.
+    """
+    changes = torch.cat([x.diff(dim=0) for x in sequences])
+    slope, largest = changes.mean(0).abs(), torch.cat(sequences).abs().amax(0)
+    found = torch.zeros_like(slope, dtype=torch.bool)
+    for dtype in (torch.float32, torch.float64):  # in which the data may have been rounded
+        rounding = 8 * torch.finfo(dtype).eps * largest
+        even = ((changes - changes[:1]).abs() <= rounding).all(0)
+        found |= even & (slope > 100 * rounding)
+    return found

@@ -124,6 +124,29 @@ def test_changes_that_differ_by_rounding_alone_become_0(slope, start):
     np.testing.assert_allclose(found, [exact], rtol=0.1)
 
 
+STARTS, STEP = np.linspace(-60, 60, 40)[:, None], np.arange(50.0)
+OTHERS = np.where(np.arange(40) % 2, 1.0001, 1)[:, None]  # every second series is a little faster
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        STARTS + 9e-6 * np.random.default_rng(0).normal(size=(40, 50)).cumsum(1),  # walks on earth
+        STARTS + 9e-6 * np.random.default_rng(0).normal(20, 1, (40, 50)).cumsum(1),  # to the north
+        1.7e9 + 86400 * STARTS + np.where(OTHERS > 1, 2, 1) * STEP,
+        1.7e9 + STARTS + OTHERS * STEP,
+        OTHERS * STEP / 60,
+        STARTS.repeat(50, 1),
+    ],
+    ids=["walks", "drifts", "distant clocks", "near clocks", "fast clocks", "constants"],
+)
+def test_changes_are_input_however_small_they_are_beside_the_values(values):
+    series = [torch.from_numpy(one)[:, None] for one in values]
+    found = prepare_series(series, TimeSeriesHyperparameters()).change.item()
+    exact = np.diff(values / values.std(), axis=1).std()
+    assert found == pytest.approx(exact or 1, rel=0.1)
+
+
 @pytest.mark.filterwarnings("error")
 def test_sequences_of_a_single_step_have_no_changes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=np.arange(8.0)[:, None], y=np.arange(8) % 2)
@@ -322,16 +345,16 @@ def test_a_network_is_tested_and_resumed_on_the_data_that_it_has_learned_from(
         assert shorter.code == 0
 
 
-def test_a_network_that_was_given_the_changes_of_a_steady_slope_is_refused(tmp_path):
+def test_a_network_is_given_the_changes_of_a_channel_as_in_its_training(tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 30, 2))
     x[..., 1] = np.arange(30)
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(8) % 2)
     task = task_of(configured(tmp_path))
     saved = task.preparation.to_dict()
-    for before in (3e-8, 1.0):
-        earlier = {"preparation": {**saved, "change": torch.tensor([9.0, before])}}
+    for before in ([9.0, 1.0], [math.inf, math.inf], [9.0, 3e-8]):
+        earlier = {"preparation": {**saved, "change": torch.tensor(before)}}
         words = refusal(task.check_data, earlier)
-        assert words.startswith("the network was given the changes of a steady slope")
+        assert words.startswith("a channel rises or falls evenly in")
     task.check_data({"preparation": {**saved, "change": torch.tensor([9.0, math.inf])}})
     task.check_data({"preparation": saved})
     task_of(configured(tmp_path, encoding="population")).check_data(earlier)
@@ -477,4 +500,8 @@ def test_mean_and_deviation_keep_their_digits():
         assert mean[channel].item() == pytest.approx(float(expected), rel=1e-15)
         root = Decimal(variance.numerator) / Decimal(variance.denominator)
         assert deviation[channel].item() == pytest.approx(float(root.sqrt()), rel=1e-8)
-    assert (mean[2], deviation[2]) == (0.1, 1)  # it never changes, so it is only centred
+    assert (mean[2], deviation[2], found.change[2]) == (
+        0.1,
+        1,
+        1,
+    )  # it never changes, so it is only centred
