@@ -373,7 +373,7 @@ def warn_of_far_channels(preparation: Preparation | None, dtype: np.dtype) -> No
     apart = float(np.finfo(dtype).eps) * np.abs(mean)  # numbers of this size
     lost = apart / math.sqrt(12) > LARGEST_LOSS * seen  # the deviation of what rounding adds
     changes = (deviation != 1) | (change != 1)  # both are 1 of a channel that never changes
-    remedy = ", or export network.double()" if dtype == np.float32 else ""
+    remedy = ", or in Python export network.double()" if dtype == np.float32 else ""
     for channel in np.flatnonzero(lost & changes)[:1]:
         warnings.warn(
             f"channel {channel} of the series lies around {mean[channel]:.3g}, where {dtype} "

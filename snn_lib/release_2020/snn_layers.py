@@ -147,7 +147,16 @@ class _Layer(nn.Module):
             output, states = self._run(x.movedim(-1, 0), states)
         except (ValueError, RuntimeError) as error:
             given, sizes = tuple(x.shape[1:-1]), self._features
-            if given == sizes or out_of_memory(error):
+            if out_of_memory(error):
+                raise
+            if given == sizes:
+                held = (states,) if isinstance(states, Tensor) else states or ()
+                for state, shape in zip(held, self._state_shapes, strict=False):
+                    if state.shape != (len(x), *shape):
+                        raise ValueError(
+                            f"{type(self).__name__} is given a state of shape "
+                            f"{tuple(state.shape)}, expected {(len(x), *shape)}"
+                        ) from error
                 raise
             # Some layers compute with what broadcasts, and then the error is about something else.
             cause = f": {error}" if 1 in given + sizes else ""
