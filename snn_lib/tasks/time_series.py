@@ -37,6 +37,7 @@ from snn_lib.tasks.sequences import SequenceClassification
 
 SAMPLE = 64  # sequences on which the first layers' weights are found
 FAR_MORE = 5  # times as many channels as steps are probably steps
+STEADY = 3e4  # a slope is, if it is so many times as large as its deviation
 
 
 @dataclass
@@ -260,24 +261,6 @@ def prepare_series(
     shortened = [preparation.shorten(sequence) for sequence in sequences]
     changes = torch.cat([x.diff(dim=0) for x in shortened])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
-    steady = find_steady_slopes(sequences)  # whose changes say nothing
+    # Of a clock they are all the same but for rounding, by which they must not be divided.
+    steady = changes.mean(0).abs() > STEADY * change
     return replace(preparation, change=divisors(change).masked_fill(steady, math.inf))
-
-
-def find_steady_slopes(sequences: list[Tensor]) -> Tensor:
-    """Finds the channels that change by the same at every step of all sequences, but for rounding.
-
-    Args:
-        sequences: ``(T_i, channels)`` each, float64.
-
-    Returns:
-        Booleans ``(channels,)``.
-    """
-    changes = torch.cat([x.diff(dim=0) for x in sequences])
-    slope, largest = changes.mean(0).abs(), torch.cat(sequences).abs().amax(0)
-    found = torch.zeros_like(slope, dtype=torch.bool)
-    for dtype in (torch.float32, torch.float64):  # in which the data may have been rounded
-        rounding = 8 * torch.finfo(dtype).eps * largest
-        even = ((changes - changes[:1]).abs() <= rounding).all(0)
-        found |= even & (slope > 100 * rounding)
-    return found
