@@ -258,8 +258,7 @@ def prepare_series(
         settings.fields,
         settings.threshold,
     )
-    shortened = [preparation.shorten(sequence) for sequence in sequences]
-    changes = torch.cat([x.diff(dim=0) for x in shortened])
+    changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
     # Of a clock they are all the same but for rounding, by which they must not be divided.
     steady = changes.mean(0).abs() > STEADY * change

@@ -108,11 +108,14 @@ def test_large_numbers_are_standardised_alike(mine, tmp_path, offset, factor):
         torch.testing.assert_close(sequence, other, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("slope", "start"), [(1.0, 0.0), (1 / 60, 0.3), (-1e5, 7.0), (1.0, 1.7e9)])
-def test_changes_that_differ_by_rounding_alone_become_0(slope, start):
+@pytest.mark.parametrize(
+    ("slope", "start", "steps"),
+    [(1.0, 0.0, 60), (1 / 60, 0.3, 60), (-1e5, 7.0, 60), (1.0, 1.7e9, 60), (1 / 60, 0.3, 2048)],
+)
+def test_changes_that_differ_by_rounding_alone_become_0(slope, start, steps):
     """As of a counter of steps, or of a clock."""
-    bent = torch.arange(60.0, dtype=torch.float64)[:, None] * slope + start
-    steady, bent[30:] = bent.clone(), bent[30:] * 1.00001  # of which the second has one real change
+    bent, half = torch.arange(steps, dtype=torch.float64)[:, None] * slope + start, steps // 2
+    steady, bent[half:] = bent.clone(), bent[half:] * 1.00001  # the second has one real change
     preparation = prepare_series([steady] * 9, TimeSeriesHyperparameters())
     x, _ = preparation([steady])
     assert x[0, 0, 0] * x[-1, 0, 0] < -2
