@@ -150,13 +150,7 @@ class _Layer(nn.Module):
             if out_of_memory(error):
                 raise
             if given == sizes:
-                held = (states,) if isinstance(states, Tensor) else states or ()
-                for state, shape in zip(held, self._state_shapes, strict=False):
-                    if state.shape != (len(x), *shape):
-                        raise ValueError(
-                            f"{type(self).__name__} is given a state of shape "
-                            f"{tuple(state.shape)}, expected {(len(x), *shape)}"
-                        ) from error
+                self._check_states(len(x), states)
                 raise
             # Some layers compute with what broadcasts, and then the error is about something else.
             cause = f": {error}" if 1 in given + sizes else ""
@@ -168,8 +162,7 @@ class _Layer(nn.Module):
 
     def _for_batch(self, size: int, states: Any) -> Any:
         """The states of each sequence; those without a batch dimension are those of all."""
-        given = (states,) if isinstance(states, Tensor) else tuple(states)
-        shapes = self._state_shapes
+        given, shapes = _listed(states), self._state_shapes
         if len(given) != len(shapes):
             raise ValueError(
                 f"{type(self).__name__} is given {len(given)} states, expected {len(shapes)}"
@@ -180,8 +173,24 @@ class _Layer(nn.Module):
         ]
         return wide[0] if len(wide) == 1 else tuple(wide)
 
+    def _check_states(self, size: int, states: Any) -> None:
+        """Raises :class:`ValueError` if a state has another shape than for so many sequences."""
+        if states is None:
+            return
+        for state, shape in zip(_listed(states), self._state_shapes, strict=True):
+            if state.shape != (size, *shape):
+                raise ValueError(
+                    f"{type(self).__name__} is given a state of shape {tuple(state.shape)}, "
+                    f"expected {(size, *shape)}"
+                )
+
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         raise NotImplementedError
+
+
+def _listed(states: Any) -> tuple[Tensor, ...]:
+    """The states of a layer, which may be a tensor alone."""
+    return (states,) if isinstance(states, Tensor) else tuple(states)
 
 
 def _parameter(value: Tensor | float, train: bool = False) -> nn.Parameter:

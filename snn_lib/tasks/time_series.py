@@ -37,7 +37,7 @@ from snn_lib.tasks.sequences import SequenceClassification
 
 SAMPLE = 64  # sequences on which the first layers' weights are found
 FAR_MORE = 5  # times as many channels as steps are probably steps
-STEADY = 3e4  # a slope is, if it is so many times as large as its deviation
+STEADY = 3e4  # changes are all the same if their mean is so many times their deviation
 
 
 @dataclass
@@ -186,9 +186,9 @@ class TimeSeries(SequenceClassification):
             self.preparation.encoding != "current"  # which alone sees changes
             or not isinstance(change, Tensor)
             or torch.equal(change.isinf(), self.preparation.change.isinf()),
-            f"a channel rises or falls evenly in {self.config.dataset} but not in what the network "
-            "has learned from, or the other way round, or an earlier version has trained it: train "
-            "it again, or run it by snn_lib.load",
+            f"a channel rises or falls evenly in {self.config.dataset} or in the data that the "
+            "network has learned from, but not in both, or an earlier version has trained it: "
+            "train it again, or run it by snn_lib.load",
         )
 
     def sample(self) -> NetworkInput:
@@ -260,6 +260,6 @@ def prepare_series(
     )
     changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
-    # Of a clock they are all the same but for rounding, by which they must not be divided.
+    # A clock's changes differ by rounding alone, and must not be divided by that.
     steady = changes.mean(0).abs() > STEADY * change
     return replace(preparation, change=divisors(change).masked_fill(steady, math.inf))
