@@ -162,7 +162,8 @@ def dense_subject(bits: int, chosen: Any, samples: int) -> Subject:
     read = StagedNetwork(
         DENSE, (784,), (10,), tuple(stages), readout, kind, "pixels from 0 to 1", *about
     )
-    made = IntegerNetwork(integer_stages(read, x, 8 if bits == 32 else bits))
+    staged, _ = integer_stages(read, x, 8 if bits == 32 else bits)
+    made = IntegerNetwork(staged)
     given = made.integers(raw_steps(network.preparation, test))
     classes = made.answers(given)[-1].argmax(1)
     if bits == 32:

@@ -36,6 +36,7 @@ from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 INPUT_BITS = 16
 LEAST_STEPS = 100  # of its unit, which the input has to reach
+LEAST_AGREEMENT = 0.9  # of the samples, whose class is to be the same in integers and in floats
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
@@ -89,8 +90,9 @@ def quantise(
         TypeError: the number of bits is no integer, or ``x`` is a tuple.
 
     Warns:
-        UserWarning: an input varies so little beside the largest ones that its integers lose it, or
-            rounding makes another filter of one.
+        UserWarning: an input varies so little beside the largest ones that its integers lose it,
+            rounding makes another filter of one, or fewer than 90 % of the samples in ``x`` have
+            the same class in integers as in floats.
     """
     if isinstance(x, tuple):
         raise TypeError("x is a tuple, expected an array or a tensor: network.prepare(samples).x")
@@ -102,7 +104,28 @@ def quantise(
     if not np.isfinite(raw).all():
         raise ValueError("x has values that are not finite")
     _warn_of_coarse_inputs(raw, float(_input_of(raw)[1].unit))
-    return IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
+    staged, answers = integer_stages(read, raw, weight_bits)
+    if staged.readout is not None:
+        _warn_of_other_classes(staged, raw, answers)
+    return IntegerNetwork(staged, preparation_of(network))
+
+
+def _warn_of_other_classes(staged: StagedIntegers, x: np.ndarray, answers: np.ndarray) -> None:
+    """Warns if integers often choose a class whose answer in floats is not the largest.
+
+    An answer that is smaller by less than an integer stands for is as large.
+    """
+    made = IntegerNetwork(staged)
+    chosen = made.answers(made.integers(x))[-1].argmax(1)
+    behind = answers.max(1) - answers[np.arange(len(answers)), chosen]
+    agreement = (behind < made.lead_scale).mean()
+    if agreement < LEAST_AGREEMENT:
+        warnings.warn(
+            f"only {agreement:.0%} of the samples in x have the same class in integers as in "
+            "floats: test the integers before you use them",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_of_coarse_inputs(x: np.ndarray, unit: float) -> None:
@@ -120,9 +143,15 @@ def _warn_of_coarse_inputs(x: np.ndarray, unit: float) -> None:
         )
 
 
-def integer_stages(read: StagedNetwork, x: np.ndarray, weight_bits: int) -> StagedIntegers:
-    """The stages in integers, for input like x, ``(T, B, *before)``."""
-    return _Quantiser(read, x, weight_bits).staged
+def integer_stages(
+    read: StagedNetwork, x: np.ndarray, weight_bits: int
+) -> tuple[StagedIntegers, np.ndarray]:
+    """The stages in integers for input like x, ``(T, B, *before)``, and the answers of floats.
+
+    These are what the readout says after the last step of x, ``(B, outputs)``.
+    """
+    quantiser = _Quantiser(read, x, weight_bits)
+    return quantiser.staged, quantiser.answers
 
 
 class IntegerNetwork:
@@ -276,7 +305,7 @@ class _Quantiser:
         readout = read.readout and tuple(map(_without_rests, read.readout))
         read = replace(read, stages=stages, readout=readout)
         with np.errstate(all="ignore"):  # what is not finite is refused
-            reached = _reached(read, x)
+            reached, self.answers = _reached(read, x)
         self._stages: list[Stage] = []
         self._values, self._reach = values, float(abs(x).max(initial=0))
         for number, stage in enumerate(read.stages):
@@ -457,10 +486,10 @@ def _with_named_factors(step: Step) -> Step:
     return replace(step, trace=Trace(tuple(lines), results), coefficients=rows)
 
 
-def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
+def _reached(read: StagedNetwork, x: np.ndarray) -> tuple[list[dict[str, float]], np.ndarray]:
     """For each stage and for the readout, the largest size of its values, by name; "": the output.
 
-    The network runs in floats, step by step.
+    The network runs in floats, step by step. Also returned is the answer after the last one.
     """
     stages = [*read.stages, *(read.readout or ())]
     reached: list[dict[str, float]] = [{} for _ in stages]
@@ -488,4 +517,4 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
                 )
             for name, size in sizes.items():
                 reach[name] = max(reach.get(name, 0.0), size)
-    return reached
+    return reached, values

@@ -1246,8 +1246,51 @@ def test_a_channel_of_a_series_that_lies_far_from_0_is_warned_of():
     far = torch.tensor([1e9, -1.0], dtype=torch.float64)
     preparation = SeriesPreparation(block=1, encoding="current", **{**SERIES, "mean": far})
     x = preparation((far + torch.randn(40, 6, 2)).float()).x
-    with pytest.warns(UserWarning, match="input 1 varies by"):
+    told = pytest.warns(UserWarning, match="input 1 varies by")
+    with told, pytest.warns(UserWarning, match="have the same class"):
         quantise(Prepared(preparation), x)
+
+
+ANSWERS = {
+    "last": lambda y: y[-1],
+    "mean": lambda y: y.mean(0),
+    "maximum": lambda y: y.amax(0),
+}
+
+
+def classifier(readout):
+    """A network of 30 classes, many of which are nearly as large."""
+    torch.manual_seed(0)
+    model = Sequential(nn.Linear(8, 30, bias=False), LowPassSynapse(30, tau=4.0))
+    model.readout = readout
+    return model
+
+
+@pytest.mark.parametrize("readout", ANSWERS)
+def test_integers_that_often_choose_another_class_are_warned_of(readout):
+    model, x = classifier(readout), torch.randn(20, 200, 8)
+    with pytest.warns(UserWarning, match="have the same class in integers as in") as told:
+        coarse = quantise(model, x, weight_bits=2)
+    with warnings.catch_warnings(action="error"):
+        fine = quantise(model, x, weight_bits=8)
+    with torch.no_grad():
+        expected = ANSWERS[readout](model(x)[0]).argmax(1).numpy()
+    alike = [
+        (made.answers(made.integers(x.numpy()))[-1].argmax(1) == expected).mean()
+        for made in (coarse, fine)
+    ]
+    assert alike[0] < 0.9 <= alike[1]
+    assert f"only {alike[0]:.0%} of the samples in x" in str(told[0].message)
+
+
+def test_classes_that_are_as_large_in_floats_are_the_same_to_integers():
+    model, x = classifier("last"), torch.randn(1000, 200, 8)
+    x[20:] = 0  # until the answers differ by less than an integer stands for
+    with warnings.catch_warnings(action="error"):
+        made = quantise(model, x)
+    with torch.no_grad():
+        expected = model(x)[0][-1].argmax(1).numpy()
+    assert (made.answers(made.integers(x.numpy()))[-1].argmax(1) == expected).mean() < 0.9
 
 
 @pytest.mark.parametrize("shape", [(6, 40, 2), (40, 6, 3), (4,)])
