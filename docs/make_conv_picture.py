@@ -37,7 +37,8 @@ def trained(path: Path) -> Experiment:
     """The experiment of a checkpoint, with its weights."""
     checkpoint = load_checkpoint(path)
     overrides = ["device=cpu", f"dataset_path={ROOT / 'dataset'}"]
-    config = config_from_dict(ConvConfig, checkpoint["config"], overrides)
+    source = f"the configuration of {checkpoint.origin}"
+    config = config_from_dict(ConvConfig, checkpoint["config"], overrides, source)
     experiment = Experiment(SNN, DigitClassification(ConvConfig), config)
     load_weights(experiment.model, checkpoint)
     return experiment

@@ -524,7 +524,8 @@ class PerStep(nn.Module):
         ``(T, B, *)`` to ``(T, B, *)``.
 
     Raises:
-        ValueError: the module holds a layer that knows the time axis.
+        ValueError: the module holds a layer that knows the time axis, or is an average pool and is
+            given whole numbers.
     """
 
     batch_first = False  # whatever its module's batch_first says of other axes than time
@@ -542,6 +543,8 @@ class PerStep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Applies the module; see the class for shapes."""
         check_tensor("x", x)
+        if isinstance(self.module, nn.AvgPool2d) and not x.is_floating_point():
+            raise ValueError(f"x is {x.dtype}, whose means would be whole numbers: give floats")
         if channels_last(x):  # flatten alone would forget it where there is a single channel
             folded = x.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
         else:

@@ -253,6 +253,13 @@ def test_weights_take_spikes_of_one_byte(layer, exact, dtype):
     del layer.forward
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_an_average_of_whole_numbers_is_refused(dtype):
+    model = Sequential(PerStep(nn.AvgPool2d(2)), nn.Flatten(2))
+    with pytest.raises(ValueError, match=f"layer 0: x is {dtype}, .* give floats"):
+        model(torch.ones(4, 1, 1, 2, 2, dtype=dtype))
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (0, 2), (4, 0)])
 def test_per_step_runs_without_steps_or_sequences(steps, batch):
     output = PerStep(nn.Conv2d(2, 4, 3))(torch.randn(steps, batch, 2, 8, 8))

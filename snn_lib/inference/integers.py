@@ -105,24 +105,29 @@ def quantise(
         raise ValueError("x has values that are not finite")
     _warn_of_coarse_inputs(raw, float(_input_of(raw)[1].unit))
     staged, answers = integer_stages(read, raw, weight_bits)
-    if staged.readout is not None:
-        _warn_of_other_classes(staged, raw, answers)
+    if answers:
+        heard = abs(raw_steps(None, x)).reshape(*raw.shape[:2], -1).max(-1) > 0
+        _warn_of_other_classes(staged, raw, np.stack(answers), heard)
     return IntegerNetwork(staged, preparation_of(network))
 
 
-def _warn_of_other_classes(staged: StagedIntegers, x: np.ndarray, answers: np.ndarray) -> None:
+def _warn_of_other_classes(
+    staged: StagedIntegers, x: np.ndarray, answers: np.ndarray, heard: np.ndarray
+) -> None:
     """Warns if integers often choose a class whose answer in floats is not the largest.
 
-    An answer that is smaller by less than an integer stands for is as large.
+    That is seen at each sample's end, the last step that is ``heard``: what follows fills it up. An
+    answer that is smaller by less than an integer stands for is as large.
     """
     made = IntegerNetwork(staged)
-    chosen = made.answers(made.integers(x))[-1].argmax(1)
-    behind = answers.max(1) - answers[np.arange(len(answers)), chosen]
-    agreement = (behind < made.lead_scale).mean()
-    if agreement < LEAST_AGREEMENT:
+    samples, ends = np.arange(x.shape[1]), len(x) - 1 - heard[::-1].argmax(0)
+    chosen = made.answers(made.integers(x))[ends, samples].argmax(1)
+    exact = answers[ends, samples]
+    alike = np.count_nonzero(exact.max(1) - exact[samples, chosen] < made.lead_scale)
+    if alike < LEAST_AGREEMENT * len(samples):
         warnings.warn(
-            f"only {agreement:.0%} of the samples in x have the same class in integers as in "
-            "floats: test the integers before you use them",
+            f"only {alike} of the {len(samples)} samples in x have the same class in integers as "
+            "in floats: test the integers before you use them",
             UserWarning,
             stacklevel=3,
         )
@@ -145,10 +150,10 @@ def _warn_of_coarse_inputs(x: np.ndarray, unit: float) -> None:
 
 def integer_stages(
     read: StagedNetwork, x: np.ndarray, weight_bits: int
-) -> tuple[StagedIntegers, np.ndarray]:
+) -> tuple[StagedIntegers, list[np.ndarray]]:
     """The stages in integers for input like x, ``(T, B, *before)``, and the answers of floats.
 
-    These are what the readout says after the last step of x, ``(B, outputs)``.
+    These are what the readout says after each step, ``(B, outputs)``; none if it is not known.
     """
     quantiser = _Quantiser(read, x, weight_bits)
     return quantiser.staged, quantiser.answers
@@ -486,14 +491,15 @@ def _with_named_factors(step: Step) -> Step:
     return replace(step, trace=Trace(tuple(lines), results), coefficients=rows)
 
 
-def _reached(read: StagedNetwork, x: np.ndarray) -> tuple[list[dict[str, float]], np.ndarray]:
+def _reached(read: StagedNetwork, x: np.ndarray) -> tuple[list[dict[str, float]], list[np.ndarray]]:
     """For each stage and for the readout, the largest size of its values, by name; "": the output.
 
-    The network runs in floats, step by step. Also returned is the answer after the last one.
+    The network runs in floats, step by step. The answers after each are returned as well.
     """
     stages = [*read.stages, *(read.readout or ())]
     reached: list[dict[str, float]] = [{} for _ in stages]
     states: States = {}
+    answers = []
     for now in x:
         values = np.asarray(now, np.float64).reshape(len(now), -1)
         for stage, reach in zip(stages, reached, strict=True):
@@ -517,4 +523,6 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> tuple[list[dict[str, float]]
                 )
             for name, size in sizes.items():
                 reach[name] = max(reach.get(name, 0.0), size)
-    return reached, values
+        if read.readout is not None:
+            answers.append(values)
+    return reached, answers
