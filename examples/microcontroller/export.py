@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 
 network = snn_lib.load(ROOT / "checkpoint" / "pretrained_snn_mlp_1_latency_behind")
 images, _ = load_mnist(ROOT / "dataset", train=True)
-integers = quantise(network, network.prepare(images[:200]).x, weight_bits=4)
+integers = quantise(network, network.prepare(images[:200]), weight_bits=4)
 to_c(integers, HERE / "network.c")
 
 images, labels = load_mnist(ROOT / "dataset", train=False)

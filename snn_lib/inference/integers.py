@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.preparation import Preparation
+from snn_lib.data.preparation import NetworkInput, Preparation
 from snn_lib.inference.arrays import unmasked
 from snn_lib.inference.description import preparation_of
 from snn_lib.inference.lowering import (
@@ -36,7 +36,7 @@ from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 INPUT_BITS = 16
 LEAST_STEPS = 100  # of its unit, which the input has to reach
-LEAST_AGREEMENT = 0.9  # of the samples, whose class is to be the same in integers and in floats
+LEAST_AGREEMENT = 0.9  # of the samples' classes, in integers and in floats
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
@@ -68,18 +68,19 @@ class StagedIntegers(StagedNetwork):
 
 def quantise(
     network: nn.Module,
-    x: np.ndarray | Tensor,
+    x: NetworkInput | np.ndarray | Tensor,
     weight_bits: int = 8,
     shape: Sequence[int] | None = None,
 ) -> "IntegerNetwork":
     """Makes an integer network of a trained one, without training.
 
-        made = quantise(network, network.prepare(samples).x)
+        made = quantise(network, network.prepare(samples))
 
     Args:
         network: as :func:`snn_lib.inference.compiled` takes, without :class:`snn_lib.Recurrent`.
-        x: its input over time ``(T, B, *features)`` for some hundred samples of the training data.
-            Fixed points are chosen so that four times what they reach still fits.
+        x: what ``network.prepare`` returns for some hundred samples of the training data, or the
+            network's input over time, ``(T, B, *features)``. Fixed points are chosen so that four
+            times what they reach still fits.
         weight_bits: 8, 4 or 2. With 2, a network should have been trained with as many.
         shape: as in :func:`snn_lib.inference.compiled`.
 
@@ -87,15 +88,18 @@ def quantise(
         ValueError: the number of bits is another one, ``x`` is not finite, has another shape or is
             too small, a step computes what integers cannot or grows beyond them, no stable filter
             is near enough, or as :func:`snn_lib.inference.to_c`.
-        TypeError: the number of bits is no integer, or ``x`` is a tuple.
+        TypeError: the number of bits is no integer, or ``x`` is another tuple.
 
     Warns:
         UserWarning: an input varies so little beside the largest ones that its integers lose it,
             rounding makes another filter of one, or fewer than 90 % of the samples in ``x`` have
-            the same class in integers as in floats.
+            the same class in integers as in floats, after their last step.
     """
+    lengths = None
+    if isinstance(x, NetworkInput):
+        x, lengths = x
     if isinstance(x, tuple):
-        raise TypeError("x is a tuple, expected an array or a tensor: network.prepare(samples).x")
+        raise TypeError("x is a tuple, expected an array, a tensor or network.prepare(samples)")
     if index(weight_bits) not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8, 4 or 2")
     read, raw = read_stages(network, shape), raw_steps(preparation_of(network), x)
@@ -106,31 +110,31 @@ def quantise(
     _warn_of_coarse_inputs(raw, float(_input_of(raw)[1].unit))
     staged, answers = integer_stages(read, raw, weight_bits)
     if answers:
-        heard = abs(raw_steps(None, x)).reshape(*raw.shape[:2], -1).max(-1) > 0
-        _warn_of_other_classes(staged, raw, np.stack(answers), heard)
+        _warn_of_other_classes(staged, raw, _at_ends(np.stack(answers), lengths), lengths)
     return IntegerNetwork(staged, preparation_of(network))
 
 
 def _warn_of_other_classes(
-    staged: StagedIntegers, x: np.ndarray, answers: np.ndarray, heard: np.ndarray
+    staged: StagedIntegers, x: np.ndarray, answers: np.ndarray, lengths: Tensor | None
 ) -> None:
-    """Warns if integers often choose a class whose answer in floats is not the largest.
-
-    That is seen at each sample's end, the last step that is ``heard``: what follows fills it up. An
-    answer that is smaller by less than an integer stands for is as large.
-    """
+    """Warns if integers often choose another class than the answers of floats, ``(B, outputs)``."""
     made = IntegerNetwork(staged)
-    samples, ends = np.arange(x.shape[1]), len(x) - 1 - heard[::-1].argmax(0)
-    chosen = made.answers(made.integers(x))[ends, samples].argmax(1)
-    exact = answers[ends, samples]
-    alike = np.count_nonzero(exact.max(1) - exact[samples, chosen] < made.lead_scale)
-    if alike < LEAST_AGREEMENT * len(samples):
+    found = _at_ends(made.answers(made.integers(x)), lengths)
+    alike, count = np.count_nonzero(found.argmax(1) == answers.argmax(1)), len(answers)
+    if alike < LEAST_AGREEMENT * count:
         warnings.warn(
-            f"only {alike} of the {len(samples)} samples in x have the same class in integers as "
-            "in floats: test the integers before you use them",
+            f"only {alike} of the {count} samples in x have the same class in integers as in "
+            "floats: test the integers before you use them",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _at_ends(answers: np.ndarray, lengths: Tensor | None) -> np.ndarray:
+    """Of answers after each step, ``(T, B, outputs)``, those after the last one of each sample."""
+    if lengths is None:
+        return answers[-1]
+    return answers[lengths.numpy() - 1, np.arange(len(lengths))]
 
 
 def _warn_of_coarse_inputs(x: np.ndarray, unit: float) -> None:
@@ -231,9 +235,7 @@ class IntegerNetwork:
         x, lengths = samples, None
         if self._preparation is not None:
             x, lengths = self._preparation(samples)
-        answers = self.answers(self.integers(raw_steps(self._preparation, x)))
-        ends = np.full(answers.shape[1], len(answers)) if lengths is None else lengths.numpy()
-        last = answers[ends - 1, np.arange(len(ends))]
+        last = _at_ends(self.answers(self.integers(raw_steps(self._preparation, x))), lengths)
         names = self.staged.classes or [str(number) for number in range(last.shape[1])]
         return [names[number] for number in last.argmax(1)], last
 

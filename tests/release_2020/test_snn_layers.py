@@ -285,15 +285,17 @@ def test_every_layer_computes_its_equations_step_by_step(name, with_states, trai
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_states_without_a_batch_are_those_of_every_sequence(name):
+def test_states_without_a_batch_or_of_one_sequence_are_those_of_every_sequence(name):
     layer, x = made(name)
     resting = layer.create_init_states()
     assert torch.equal(layer(x, resting)[0], layer(x)[0])
     alone = tuple(0.5 * torch.rand(s.shape) for s in as_tuple(resting))
-    whole = tuple(s.expand(BATCH, *s.shape) for s in alone)
+    one, whole = (tuple(s.expand(size, *s.shape) for s in alone) for size in (1, BATCH))
     if isinstance(resting, torch.Tensor):
-        (alone,), (whole,) = alone, whole
-    assert torch.equal(layer(x, alone)[0], layer(x, whole)[0])
+        (alone,), (one,), (whole,) = alone, one, whole
+    expected = layer(x, whole)[0]
+    assert torch.equal(layer(x, alone)[0], expected)
+    assert torch.equal(layer(x, one)[0], expected)  # as what has one sequence broadcasts
     too_many = (*as_tuple(resting), torch.zeros(3))
     count = len(too_many)
     with pytest.raises(ValueError, match=f"is given {count} states, expected {count - 1}"):
