@@ -24,8 +24,7 @@ from snn_lib.inspection import plotting
 from snn_lib.inspection.monitor import Monitor, as_numpy
 from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
-from snn_lib.training.command_line import exit_with
-from snn_lib.training.config import config_from_dict
+from snn_lib.training.command_line import exit_with, settings_of
 from snn_lib.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,9 +35,8 @@ MAPS = 6  # at most, those that spike most
 def trained(path: Path) -> Experiment:
     """The experiment of a checkpoint, with its weights."""
     checkpoint = load_checkpoint(path)
-    overrides = ["device=cpu", f"dataset_path={ROOT / 'dataset'}"]
-    source = f"the configuration of {checkpoint.origin}"
-    config = config_from_dict(ConvConfig, checkpoint["config"], overrides, source)
+    local = ConvConfig(device="cpu", dataset_path=str(ROOT / "dataset"))
+    config = settings_of(checkpoint, local, [])
     experiment = Experiment(SNN, DigitClassification(ConvConfig), config)
     load_weights(experiment.model, checkpoint)
     return experiment

@@ -36,7 +36,7 @@ from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 INPUT_BITS = 16
 LEAST_STEPS = 100  # of its unit, which the input has to reach
-LEAST_AGREEMENT = 0.9  # of the samples' classes, in integers and in floats
+LEAST_AGREEMENT = 0.9  # the share of samples whose class is the same in integers as in floats
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
@@ -110,17 +110,18 @@ def quantise(
     _warn_of_coarse_inputs(raw, float(_input_of(raw)[1].unit))
     staged, answers = integer_stages(read, raw, weight_bits)
     if answers:
-        _warn_of_other_classes(staged, raw, _at_ends(np.stack(answers), lengths), lengths)
+        _warn_of_other_classes(staged, raw, np.stack(answers), lengths)
     return IntegerNetwork(staged, preparation_of(network))
 
 
 def _warn_of_other_classes(
     staged: StagedIntegers, x: np.ndarray, answers: np.ndarray, lengths: Tensor | None
 ) -> None:
-    """Warns if integers often choose another class than the answers of floats, ``(B, outputs)``."""
+    """Warns if integers often choose another class than floats, which answered ``answers``."""
     made = IntegerNetwork(staged)
-    found = _at_ends(made.answers(made.integers(x)), lengths)
-    alike, count = np.count_nonzero(found.argmax(1) == answers.argmax(1)), len(answers)
+    found = _at_ends(made.answers(made.integers(x)), lengths).argmax(1)
+    expected = _at_ends(answers, lengths).argmax(1)
+    alike, count = np.count_nonzero(found == expected), len(expected)
     if alike < LEAST_AGREEMENT * count:
         warnings.warn(
             f"only {alike} of the {count} samples in x have the same class in integers as in "
