@@ -402,10 +402,10 @@ def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict
 class MovingAverage(AveragedModel):
     """An exponential moving average of the weights, which forgets faster at first.
 
-    It averages the running statistics of normalisations as well. It copies all other buffers, and
-    parameters that are whole numbers. The decay of update n is min(decay, (1 + n) / (10 + n)).
-    Unlike PyTorch's own, this class counts updates on the CPU and copies no count to the device, so
-    that no update waits for it.
+    It averages the running statistics of normalisations as well. It copies all other buffers, extra
+    state (PyTorch's ``get_extra_state``), and parameters that are whole numbers. The decay of
+    update n is min(decay, (1 + n) / (10 + n)). Unlike PyTorch's own, this class counts updates on
+    the CPU and copies no count to the device, so that no update waits for it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -413,7 +413,18 @@ class MovingAverage(AveragedModel):
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Adds a set of weights to the average."""
+        """Adds a set of weights to the average.
+
+        Raises:
+            SettingsError: the model has made or resized a buffer since it was copied.
+        """
+        changed = dict(_buffer_shapes(self.module) ^ _buffer_shapes(model))
+        require(
+            not changed,
+            "hyperparameters.weight_averaging needs buffers of fixed shapes, but training made or "
+            f"resized {', '.join(changed)}: make it in __init__, as large as it will be",
+            SettingsError,
+        )
         number = int(self.n_averaged)
         # The first set replaces the initial average.
         decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
@@ -434,7 +445,15 @@ class MovingAverage(AveragedModel):
                     kept.lerp_(buffer, 1 - decay)
                 else:
                     kept.copy_(buffer)
+        for name, module in model.named_modules():
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                extra = copy.deepcopy(module.get_extra_state())
+                self.module.get_submodule(name).set_extra_state(extra)
         self.n_averaged += 1
+
+
+def _buffer_shapes(model: nn.Module) -> set[tuple[str, torch.Size]]:
+    return {(name, buffer.shape) for name, buffer in model.named_buffers()}
 
 
 def score_of(row: Row, task: Task) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ from torch.nn.utils import prune
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, PerStep, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch
-from snn_lib.errors import InputError, RunError
+from snn_lib.errors import InputError, RunError, SettingsError
 from snn_lib.kernels import choose_backend, eager
 from snn_lib.penalties import collect_spikes, rate_penalty
 from snn_lib.readout import SpikeCount
@@ -466,6 +466,38 @@ def test_a_buffer_that_is_no_statistic_is_copied_into_the_average():
         model.mask[0] = value
         average.update_parameters(model)
         assert average.module.mask.tolist() == [value, -math.inf]
+
+
+def test_a_buffer_that_is_made_or_resized_in_training_cannot_be_averaged():
+    model = nn.Linear(1, 1)
+    model.register_buffer("code", torch.zeros(1))
+    average = MovingAverage(model, 0.9)
+    average.update_parameters(model)
+    for name, buffer in (("code", torch.zeros(3)), ("another", torch.zeros(1))):
+        changed = copy.deepcopy(model)
+        changed.register_buffer(name, buffer)
+        with pytest.raises(SettingsError, match=f"made or resized {name}: make it in __init__"):
+            average.update_parameters(changed)
+
+
+def test_the_extra_state_of_a_module_is_copied_into_the_average():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = [0]
+
+        def get_extra_state(self):
+            return self.count
+
+        def set_extra_state(self, state):
+            self.count = state
+
+    model = nn.Sequential(nn.Linear(1, 1), Counting())
+    average = MovingAverage(model, 0.9)
+    model[1].count = [3]
+    average.update_parameters(model)
+    model[1].count[0] = 4
+    assert average.module[1].count == [3]
 
 
 def test_a_model_with_a_mask_is_trained_resumed_and_tested(tmp_path):
