@@ -247,11 +247,9 @@ def name_of(maker: Any, script: str) -> str | None:
 def environment(device: torch.device, processes: int) -> Row:
     """What besides the configuration decides a run's numbers: versions, revision, threads."""
     revision = ""
-    if shutil.which("git"):
-        git, folder = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
-        revision = subprocess.run(
-            git, cwd=folder, capture_output=True, text=True, check=False
-        ).stdout
+    # The library may be installed within a repository of somebody's own, which lacks its files.
+    if shutil.which("git") and _git("ls-files", Path(__file__).name):
+        revision = _git("describe", "--always", "--dirty")
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -264,3 +262,9 @@ def environment(device: torch.device, processes: int) -> Row:
         "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "revision": revision.strip() or None,
     }
+
+
+def _git(*command: str) -> str:
+    """What git prints in the folder of the library; nothing if it fails."""
+    git, folder = ["git", *command], Path(__file__).parent
+    return subprocess.run(git, cwd=folder, capture_output=True, text=True, check=False).stdout

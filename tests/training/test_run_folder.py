@@ -104,9 +104,15 @@ def test_the_revision_is_that_of_the_library_wherever_a_run_starts(tmp_path, mon
     here = environment(torch.device("cpu"), 1)["revision"]
     git = "git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here"
     subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    (tmp_path / "run_folder.py").touch()
+    subprocess.run([*git, "add", "run_folder.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "theirs"], check=True)
     monkeypatch.chdir(tmp_path)
     assert environment(torch.device("cpu"), 1)["revision"] == here
+    # An environment within their repository holds the library.
+    (tmp_path / "environment").mkdir()
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "environment" / "run_folder.py"))
+    assert environment(torch.device("cpu"), 1)["revision"] is None
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path):
