@@ -16,6 +16,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
+from torch.nn.modules.module import register_module_forward_hook
 
 from snn_lib.classifier import SpikingClassifier, SpikingRegressor
 from snn_lib.data.batches import default_dtype
@@ -180,6 +181,20 @@ def test_the_seed_decides_and_nothing_outside_is_changed():
     classifier = SpikingClassifier(**SMALL, n_jobs=2).fit(x, y)
     np.testing.assert_allclose(classifier.predict_proba(x), drawn[0], atol=1e-3)
     assert torch.get_num_threads() == threads
+
+
+def test_fit_and_predict_use_as_many_threads_as_they_are_told():
+    x, y = waves()
+    seen = []
+    hook = register_module_forward_hook(lambda *call: seen.append(torch.get_num_threads()))
+    try:
+        fitted = SpikingClassifier(**SMALL, n_jobs=3).fit(x, y)
+        in_fit = set(seen)
+        seen.clear()
+        fitted.predict(x)
+    finally:
+        hook.remove()
+    assert in_fit == set(seen) == {3}
 
 
 def test_the_seed_decides_in_threads_too():
