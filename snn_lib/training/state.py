@@ -102,7 +102,7 @@ class TrainingState:
 
     Raises:
         SettingsError: PyTorch refuses the options of optimiser or scheduler, or the model, which
-            cannot be copied, has ``weight_averaging``.
+            cannot be copied or has extra state, has ``weight_averaging``.
     """
 
     scheduler: LRScheduler | Any  # or None
@@ -133,6 +133,13 @@ class TrainingState:
                 not (coarse and parameter.requires_grad),
                 f"hyperparameters.weight_averaging is {decay}, but {name} is {parameter.dtype}, in "
                 "which an average stands still: build the model in float32",
+                SettingsError,
+            )
+        for module in model.modules() if decay else ():
+            require(
+                type(module).get_extra_state is nn.Module.get_extra_state,
+                f"hyperparameters.weight_averaging is {decay}, but an average has no extra state "
+                f"(get_extra_state), as {type(module).__name__} has: keep it in a buffer",
                 SettingsError,
             )
         try:
@@ -402,10 +409,10 @@ def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict
 class MovingAverage(AveragedModel):
     """An exponential moving average of the weights, which forgets faster at first.
 
-    It averages the running statistics of normalisations as well. It copies all other buffers, extra
-    state (PyTorch's ``get_extra_state``), and parameters that are whole numbers. The decay of
-    update n is min(decay, (1 + n) / (10 + n)). Unlike PyTorch's own, this class counts updates on
-    the CPU and copies no count to the device, so that no update waits for it.
+    It averages the running statistics of normalisations as well. It copies all other buffers, and
+    parameters that are whole numbers. The decay of update n is min(decay, (1 + n) / (10 + n)).
+    Unlike PyTorch's own, this class counts updates on the CPU and copies no count to the device, so
+    that no update waits for it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -416,13 +423,14 @@ class MovingAverage(AveragedModel):
         """Adds a set of weights to the average.
 
         Raises:
-            SettingsError: the model has made or resized a buffer since it was copied.
+            SettingsError: a buffer was made, resized or dropped since the model was copied.
         """
         changed = dict(_buffer_shapes(self.module) ^ _buffer_shapes(model))
         require(
             not changed,
-            "hyperparameters.weight_averaging needs buffers of fixed shapes, but training made or "
-            f"resized {', '.join(changed)}: make it in __init__, as large as it will be",
+            "hyperparameters.weight_averaging needs buffers of fixed shapes, but the model made, "
+            f"resized or dropped {', '.join(sorted(changed))} as it ran: make buffers in __init__, "
+            "as large as they will be",
             SettingsError,
         )
         number = int(self.n_averaged)
@@ -445,10 +453,6 @@ class MovingAverage(AveragedModel):
                     kept.lerp_(buffer, 1 - decay)
                 else:
                     kept.copy_(buffer)
-        for name, module in model.named_modules():
-            if type(module).get_extra_state is not nn.Module.get_extra_state:
-                extra = copy.deepcopy(module.get_extra_state())
-                self.module.get_submodule(name).set_extra_state(extra)
         self.n_averaged += 1
 
 

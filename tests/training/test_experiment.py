@@ -458,6 +458,23 @@ def test_an_average_of_a_model_that_cannot_be_copied_is_refused(tmp_path):
     )
 
 
+def test_an_average_of_a_model_with_extra_state_is_refused(tmp_path):
+    class Counting(nn.Identity):
+        def get_extra_state(self):
+            return 0
+
+        def set_extra_state(self, state):
+            pass
+
+    def counting(config):
+        model = SmallSNN(config)
+        model.layers.append(Counting())
+        return model
+
+    message = refused("--train", *tiny(tmp_path, AVERAGING), model=counting)
+    assert "no extra state (get_extra_state), as Counting has: keep it in a buffer" in message
+
+
 def test_a_buffer_that_is_no_statistic_is_copied_into_the_average():
     model = nn.Linear(1, 1)
     model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
@@ -476,28 +493,8 @@ def test_a_buffer_that_is_made_or_resized_in_training_cannot_be_averaged():
     for name, buffer in (("code", torch.zeros(3)), ("another", torch.zeros(1))):
         changed = copy.deepcopy(model)
         changed.register_buffer(name, buffer)
-        with pytest.raises(SettingsError, match=f"made or resized {name}: make it in __init__"):
+        with pytest.raises(SettingsError, match=f"made, resized or dropped {name} as it ran"):
             average.update_parameters(changed)
-
-
-def test_the_extra_state_of_a_module_is_copied_into_the_average():
-    class Counting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.count = [0]
-
-        def get_extra_state(self):
-            return self.count
-
-        def set_extra_state(self, state):
-            self.count = state
-
-    model = nn.Sequential(nn.Linear(1, 1), Counting())
-    average = MovingAverage(model, 0.9)
-    model[1].count = [3]
-    average.update_parameters(model)
-    model[1].count[0] = 4
-    assert average.module[1].count == [3]
 
 
 def test_a_model_with_a_mask_is_trained_resumed_and_tested(tmp_path):
