@@ -55,11 +55,12 @@ def fire_from_the_start(
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex; or the
             rate is no number.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
-            layer's current is not finite, or too seldom positive; its neurons fire as often
-            without one, or with the smallest one; no ``nn.Linear`` or convolution runs before the
-            neurons; its weights are computed from others, by a parametrisation or pruning, or used
-            at another place, too; ``torch.compile`` runs the model without telling; or neurons run
-            several times in one run, for example in chunks. All weights then stay as they were.
+            layer's current is not finite; its neurons fire less often with any multiple of it, or
+            as often without one, or with the smallest one; no ``nn.Linear`` or convolution runs
+            before the neurons; its weights are computed from others, by a parametrisation or
+            pruning, or used at another place, too; ``torch.compile`` runs the model without
+            telling; or neurons run several times in one run, for example in chunks. All weights
+            then stay as they were.
     """
     if isinstance(rate, Tensor) and rate.dim():
         raise TypeError("rate is a tensor, expected a number; lengths are given by their name")
@@ -360,8 +361,8 @@ def _factor(
         high *= 2.0
         if high > LARGEST_FACTOR:
             raise ValueError(
-                f"layer {name} cannot be made to fire at {rate}: on this batch its current is too "
-                "seldom positive for this rate"
+                f"layer {name} cannot be made to fire at {rate}: it fires less often even with "
+                f"{LARGEST_FACTOR:g} times its current, which may be too seldom positive"
             )
     low = high / 2.0  # is too little, and high is enough
     for _ in range(BISECTIONS):
