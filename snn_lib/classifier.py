@@ -273,7 +273,7 @@ class Stream:
     The probabilities of a class differ from this before the first moment: there they allow for the
     steps to come. They are as sure as suits the beginnings of the training series, and never surer
     than the estimator would be of a series that ends there. Since the last layer has learned these
-    series, the answers to the beginning of a new one may be less often right than that.
+    series, it may be too sure of the beginning of a new one.
 
     Args:
         estimator: the fitted estimator, which makes the answer of the mean output.

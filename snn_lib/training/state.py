@@ -425,7 +425,7 @@ class MovingAverage(AveragedModel):
         Raises:
             SettingsError: a buffer was made, resized or dropped since the model was copied.
         """
-        changed = dict(_buffer_shapes(self.module) ^ _buffer_shapes(model))
+        changed = {name for name, _ in _buffer_shapes(self.module) ^ _buffer_shapes(model)}
         require(
             not changed,
             "hyperparameters.weight_averaging needs buffers of fixed shapes, but the model made, "
